@@ -9,9 +9,9 @@ import pytest
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
-from torchfab.transport import pool, ssh
+from torchfab.transport import session_pool, ssh
 from torchfab.transport.messages.doctor import ClockRequest
-from torchfab.transport.pool import Response, request_all
+from torchfab.transport.session_pool import Response, request_all
 from torchfab.transport.ssh import connect
 
 
@@ -26,7 +26,7 @@ def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch
         most[0] = max(most[0], len(started()))
         return open_session(*words)
 
-    monkeypatch.setattr(pool, "open_session", counted)
+    monkeypatch.setattr(session_pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
     answers = dict(request_all(nodes, ConnectionSettings(fanout=3), lambda _: ClockRequest(), 20))
     assert [type(answers.get(node)) for node in nodes] == 12 * [Response]

@@ -167,8 +167,8 @@ def logs(
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab.commands.logs import show_logs
     from torchfab.launching import job_lookup
+    from torchfab.monitoring.job_watcher import Printer
     from torchfab.monitoring.log_request import log_request
-    from torchfab.monitoring.watcher import Printer
 
     ctx, request = _context(c), log_request(rank, "all" if all else lines, grep, follow)
     printer = Printer(folding=not no_fold, reports=all or bool(grep))

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torchfab.cli import executor
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
-from torchfab.monitoring.watcher import JobWatcher, Printer
+from torchfab.monitoring.job_watcher import JobWatcher, Printer
 from torchfab.records import Record
-from torchfab.transport import bundle, streams
+from torchfab.transport import bundle, node_streams
 from torchfab.transport.session import Session
 
 NODES, RANKS, STEPS = 64, 8, 400
@@ -89,7 +89,7 @@ def watch(kind: str) -> dict[str, Any]:
     nodes = tuple(Node(rank, f"node{rank:03}") for rank in range(NODES))
     record = Record(Path("/nowhere"), "x", "x-0", "per-gpu", "tmux", 0.0, ("x.py",), nodes, "/n", NODES * RANKS, NODES,
                     ConnectionSettings(), {})  # fmt: skip
-    vars(streams)["open_session"] = lambda connection, settings: Session(
+    vars(node_streams)["open_session"] = lambda connection, settings: Session(
         connection.node, Frames(data[connection.node.rank])
     )
     bundle.packed()

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.transport import bundle
 
 COUNT = 10
@@ -38,7 +38,7 @@ def cost_ms(*argvs: list[str]) -> float:
 
 def prepare(folder: Path) -> list[list[str]]:
     """Write a job's folder with processes; return the commands of their supervisors."""
-    program = folder / files.BUNDLE
+    program = folder / job_files.BUNDLE
     program.write_text(bundle.source())
     load = "import sys; exec(open(sys.argv[1]).read().partition('# ---- run')[0], {'__file__': sys.argv[1]})\n"
     write = load + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
@@ -46,7 +46,7 @@ def prepare(folder: Path) -> list[list[str]]:
     for number in range(COUNT):
         (folder / f"rank-{number}").mkdir()
         spec = {"argv": ["/bin/true"], "env": {}, "cwd": "/", "grace_s": 5, "rank": number}
-        (folder / f"rank-{number}" / files.SPEC).write_text(json.dumps(spec))
+        (folder / f"rank-{number}" / job_files.SPEC).write_text(json.dumps(spec))
     return [[PYTHON, "-I", "-S", str(program), "supervise", f"rank-{number}"] for number in range(COUNT)]
 
 
@@ -55,7 +55,7 @@ def running(argv: list[str], folder: Path) -> dict[str, float]:
     spec = {"argv": ["/bin/sleep", "60"], "env": {"RANK": "0"}, "cwd": "/", "grace_s": 5, "rank": 0}
     for path in folder.iterdir():
         path.unlink()
-    (folder / files.SPEC).write_text(json.dumps(spec))
+    (folder / job_files.SPEC).write_text(json.dumps(spec))
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     time.sleep(1)
     before = ticks(process.pid)

@@ -17,8 +17,8 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import FunctionError, HostError, HostsFailedError, JobFailedError, TorchfabError, UsageError
 from torchfab.launchers import per_node
 from torchfab.records.launch_request import LaunchRequest
-from torchfab.runtimes import tmux_calls
-from torchfab.runtimes.tmux_calls import Outcome
+from torchfab.runtimes import tmux_call_results
+from torchfab.runtimes.tmux_call_results import Outcome
 from torchfab.transport.messages.calls import CallFailure, RankOutcome
 
 __all__ = ["project"]  # a fixture
@@ -57,8 +57,8 @@ def left(monkeypatch: pytest.MonkeyPatch, *values: Any) -> None:
             path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value))
         return paths
 
-    monkeypatch.setattr(tmux_calls, "outcomes", lambda _: outcomes)
-    monkeypatch.setattr(tmux_calls, "fetch", fetch)
+    monkeypatch.setattr(tmux_call_results, "outcomes", lambda _: outcomes)
+    monkeypatch.setattr(tmux_call_results, "fetch", fetch)
 
 
 def test_results_are_in_the_order_of_ranks_and_their_files_are_gone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_rank_that_was_killed_is_a_failure_of_the_job(job: Job, monkeypatch: p
 
 def test_nodes_that_do_not_tell_leave_the_failure_of_the_job(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, FAILED)
-    monkeypatch.setattr(tmux_calls, "outcomes", refuse)
+    monkeypatch.setattr(tmux_call_results, "outcomes", refuse)
     with pytest.raises(JobFailedError, match="rank 1 on node1 failed first"):
         job.results()
     answers(monkeypatch, DONE)

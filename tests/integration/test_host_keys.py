@@ -57,6 +57,8 @@ class Server:
             *("StrictModes no", "UsePAM no", "PasswordAuthentication no", "LogLevel ERROR", "PermitRootLogin yes"),
         ]
         config.write_text("\n".join([*lines, *fixed, ""]))  # the first value of each counts
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd requires it when root runs it
         argv = (require("sshd"), "-D", "-E", str(self.folder / "sshd.log"), "-f", str(config))
         self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         for _ in range(500):
@@ -113,8 +115,6 @@ def keygen(*words: str) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An sshd that offers all its keys."""
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     require("ssh-keygen")
     made = Server(tmp_path_factory.mktemp("host"))
     made.start(*all_keys(made))

@@ -102,6 +102,8 @@ def test_wrong_keys_before_the_right_one_end_no_connection_without_a_login(serve
     for key in keys:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     log = server.folder / "sshd.log"
+    # sshd logs the connection with which the fixture saw that it listens, some time after that connection.
+    assert eventually(lambda: "Connection closed by" in log.read_text(), 5), log.read_text()
     before = log.read_text()
     assert server.ours(server.config(known(server), "Host *", *(f"  IdentityFile {key}" for key in keys))) == ""
     new = log.read_text().removeprefix(before)

@@ -21,8 +21,8 @@ from torchfab.core.flag_values import parse
 from torchfab.launchers import kubernetes
 from torchfab.launching import job_lookup, submit
 from torchfab.launching.context import CommandContext
+from torchfab.monitoring.job_watcher import Printer
 from torchfab.monitoring.log_request import log_request
-from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import log_stream, runtime
 

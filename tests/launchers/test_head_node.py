@@ -11,7 +11,7 @@ import pytest
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from torchfab.core.errors import UsageError
 from torchfab.launchers import head_node
-from torchfab.launchers.layout import Layout, lay_out
+from torchfab.launchers.rank_layout import Layout, lay_out
 
 
 def layout_of(*hosts: Any, **values: Any) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.core.test_status import node, process, rank
-from tests.monitoring.test_watcher import record  # noqa: F401  # a fixture
+from tests.monitoring.test_job_watcher import record  # noqa: F401  # a fixture
 from torchfab.core.status import JobStatus, State, Verdict
 from torchfab.monitoring.job_status import end_message
 from torchfab.records import Record

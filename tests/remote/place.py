@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from torchfab.core import environment
-from torchfab.remote import files, procfs
-from torchfab.remote.job import containment, search
+from torchfab.remote import job_files, procfs
+from torchfab.remote.job import containment, process_search
 from torchfab.transport import bundle
 
 # Python starts in 10 ms without site-packages and the user's files.
@@ -56,8 +56,8 @@ class Place:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        files.make_private(str(self.folder))
-        files.write_text(str(self.folder / files.BUNDLE), bundle.source())
+        job_files.make_private(str(self.folder))
+        job_files.write_text(str(self.folder / job_files.BUNDLE), bundle.source())
 
     @property
     def marks(self) -> dict[str, str]:
@@ -79,17 +79,17 @@ class Place:
             "grace_s": 10.0,
         }
         folder = self.folder / name
-        files.make_private(str(folder))
+        job_files.make_private(str(folder))
         if secrets:
-            files.write_json(str(folder / files.SECRETS), dict(secrets))
-        files.write_json(str(folder / files.SPEC), {**base, **spec})
+            job_files.write_json(str(folder / job_files.SECRETS), dict(secrets))
+        job_files.write_json(str(folder / job_files.SPEC), {**base, **spec})
         return folder
 
     def supervise(
         self, *names: str, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
         """Start the supervisor of processes (default: of `agent`); `under` is a program that runs it."""
-        program = [*under, *PYTHON, str(self.folder / files.BUNDLE), "supervise", *(names or ("agent",))]
+        program = [*under, *PYTHON, str(self.folder / job_files.BUNDLE), "supervise", *(names or ("agent",))]
         return self.begin(program, env={"PATH": os.environ["PATH"], **(env or {})})
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -102,15 +102,15 @@ class Place:
         """Supervise a process to its end; return the supervisor's exit code and the record of the end."""
         folder = self.prepare(argv, **spec)
         code = self.supervise(spec.get("name", "agent")).wait(60)
-        return code, self.read(folder, files.EXIT)
+        return code, self.read(folder, job_files.EXIT)
 
     def read(self, folder: Path, name: str) -> Any:
         """Return the content of one of a process's JSON files; None while it is missing."""
-        return files.read_json(str(folder / name))
+        return job_files.read_json(str(folder / name))
 
     def running(self) -> list[int]:
         """Return the processes of the job that run."""
-        return search.job_processes(self.job_id, 0)
+        return process_search.job_processes(self.job_id, 0)
 
     def end(self) -> None:
         """Kill whatever is left, by pid."""

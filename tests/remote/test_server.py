@@ -23,8 +23,8 @@ from tests.remote.place import wait_for
 from tests.support import require
 from tests.transport.requests import RawRequest
 from torchfab.core.errors import HostError
-from torchfab.remote import files
-from torchfab.remote.job import search
+from torchfab.remote import job_files
+from torchfab.remote.job import process_search
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.transport import bundle
 from torchfab.transport.messages.job import ForgetRequest, LogsFrame, LogsRequest, StatusRequest, StopRequest
@@ -86,7 +86,7 @@ class Node:
             "session": self.session_name,
         }
         self.address = {**self.launch_address, "mask_key": "0a1b"}
-        self.folder = Path(files.job_folder(str(root / "tf"), self.job_id, 0))
+        self.folder = Path(job_files.job_folder(str(root / "tf"), self.job_id, 0))
 
     def connect(self, *before: str) -> Session:
         """Start the program and open a session; `before` is the beginning of the command, before the program."""
@@ -155,7 +155,7 @@ class Node:
         return LogsRequest(**self.address, follow=True, lines=lines, ranks=None, grep=None)
 
     def running(self) -> list[int]:
-        return search.job_processes(self.job_id, 0)
+        return process_search.job_processes(self.job_id, 0)
 
     def tmux_sessions(self) -> str:
         words = ["tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}"]
@@ -252,11 +252,11 @@ def test_held_processes_never_start_if_the_server_is_killed(node: Node) -> None:
     node.prepare(session)
     node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
     node.pipes[0].process.kill()
-    wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
+    wait_for(lambda: (node.folder / "agent" / job_files.EXIT).exists())
     (process,) = node.connect().request(node.status(), 60).processes
     assert (process.state, process.reason) == ("failed", NEVER_RELEASED)
     assert node.running() == []
-    assert not (node.folder / "agent" / files.SECRETS).exists()
+    assert not (node.folder / "agent" / job_files.SECRETS).exists()
 
 
 def test_a_held_supervisor_sleeps_until_it_is_released(node: Node) -> None:
@@ -264,7 +264,7 @@ def test_a_held_supervisor_sleeps_until_it_is_released(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.hold(session, node.process("sleep", "600"))
-    status = Path(f"/proc/{(node.folder / 'agent' / files.READY).read_text()}/status")
+    status = Path(f"/proc/{(node.folder / 'agent' / job_files.READY).read_text()}/status")
 
     def sleeps() -> int:
         return int(status.read_text().split("voluntary_ctxt_switches:")[1].split()[0])
@@ -292,7 +292,7 @@ def test_secrets_of_the_node_reach_the_job_and_stay_in_no_file(node: Node) -> No
     session = node.connect()
     node.prepare(session)
     node.start(session, "sh", "-c", 'echo "${#NODES_TOKEN}"; exec sleep 600')
-    output = node.folder / "agent" / files.OUTPUT
+    output = node.folder / "agent" / job_files.OUTPUT
     wait_for(lambda: output.read_text() == "7\n")
     written = [
         path for path in node.root.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="replace")
@@ -323,8 +323,8 @@ def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
     )
     secret = {"HF_TOKEN": "it's\nhunter2"}
     node.start(session, sys.executable, "-S", "-c", program, *argv, env=env, secrets=secret)
-    output = node.folder / "agent" / files.OUTPUT
-    wait_for(lambda: (node.folder / "agent" / files.EXIT).exists() and output.read_text().endswith("\n"))
+    output = node.folder / "agent" / job_files.OUTPUT
+    wait_for(lambda: (node.folder / "agent" / job_files.EXIT).exists() and output.read_text().endswith("\n"))
     got_argv, got_env = json.loads(output.read_text())
     assert got_argv == argv
     assert dict(pair.split("=", 1) for pair in got_env) == {**env, **secret}

@@ -15,7 +15,7 @@ from tests.support import fuzzed
 from tests.transport.requests import accepts
 from tests.transport.test_messages_fuzz import JSON
 from torchfab.launchers.per_node import RANK_LOGS
-from torchfab.remote import files, procfs, server, tmux
+from torchfab.remote import job_files, procfs, server, tmux
 from torchfab.remote.host import gpu_health, gpu_usage, host_usage, kernel_log, programs
 from torchfab.remote.job import evidence, log_files, log_reader, status
 from torchfab.remote.slurm import job
@@ -133,8 +133,8 @@ def test_any_output_of_slurms_commands_is_parsed(lines: list[tuple[str, str]], h
 @fuzzed(st.one_of(lines_of(" "), st.text(max_size=60), st.just("5.1 3 output.log\n7.07.1 9 output.log")))
 def test_any_timeline_gives_times(text: str) -> None:
     with TemporaryDirectory() as folder:
-        Path(folder, files.TIMELINE).write_text(text, errors="replace")
-        write_times, log = log_files.WriteTimes(folder), log_files.LogFile(folder, files.OUTPUT)
+        Path(folder, job_files.TIMELINE).write_text(text, errors="replace")
+        write_times, log = log_files.WriteTimes(folder), log_files.LogFile(folder, job_files.OUTPUT)
         assert all(0 <= write_times.time_of(log, offset) < 1e11 for offset in (0, 5, 10**9))
 
 
@@ -143,25 +143,25 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
     with TemporaryDirectory() as folder:
         own = Path(folder, "agent")
         own.mkdir()
-        (own / files.SPEC).write_text("{}")
-        (own / files.OUTPUT).write_bytes(data)
+        (own / job_files.SPEC).write_text("{}")
+        (own / job_files.OUTPUT).write_bytes(data)
         reader = log_reader.Reader(folder, {"lines": count, "ranks": None, "grep": None})
         found = [*reader.read_backlog(), *reader.read_new(final=True)]
-        text = status.tail(str(own / files.OUTPUT))
+        text = status.tail(str(own / job_files.OUTPUT))
     assert accepts(LogsRequest, {"lines": found})
     assert all(-1e9 <= each["code"] <= 1e9 for each in status.parse_failures(text))
 
 
-RECORDS = (files.SPEC, files.STARTED, files.RANKS, files.EXIT)
+RECORDS = (job_files.SPEC, job_files.STARTED, job_files.RANKS, job_files.EXIT)
 SPEC = st.one_of(JSON, st.fixed_dictionaries({"cwd": st.just("/"), "rank_logs": st.just(RANK_LOGS)}))
 
 
 @fuzzed(st.dictionaries(st.sampled_from(RECORDS), JSON), SPEC, JSON)
 def test_any_process_records_give_a_status_or_a_problem(records: dict[str, Any], spec: Any, stop: Any) -> None:
     with TemporaryDirectory() as folder:
-        own = Path(files.job_folder(folder, "x", 0), "agent")
+        own = Path(job_files.job_folder(folder, "x", 0), "agent")
         own.mkdir(parents=True)
-        for name, value in {**records, files.SPEC: spec, f"../{files.STOP}": stop}.items():
+        for name, value in {**records, job_files.SPEC: spec, f"../{job_files.STOP}": stop}.items():
             (own / name).write_text(json.dumps(value))
         request = {"node_dir": folder, "job_id": "x", "node_rank": 0, "number": 1}
         for op, kind in (("status", StatusRequest), ("evidence", EvidenceRequest)):

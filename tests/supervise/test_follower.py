@@ -14,7 +14,7 @@ from tests.factories import make_nodes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.events import Event, Lines, NodeEnded
 from torchfab.core.log_lines import Line
-from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
+from torchfab.monitoring.job_watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.records import Record
 from torchfab.runtimes import tmux
 from torchfab.supervise import supervisor_status

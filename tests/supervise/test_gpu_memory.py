@@ -14,7 +14,7 @@ from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.supervise import gpu_memory
 from torchfab.transport.messages.load import GpuMemoryAnswer, HeldGpu
-from torchfab.transport.pool import Response
+from torchfab.transport.session_pool import Response
 
 NODES = make_nodes("node1", "node2")
 HELD = [HeldGpu(index=index, memory_mib=71680.0, by="7, which has ended") for index in range(3)]

@@ -13,8 +13,8 @@ from tests.why import evidence_factory
 from tests.why.evidence_factory import LAUNCHED, log, node, process, rank
 from torchfab import runtimes
 from torchfab.supervise import outcome, policy
+from torchfab.supervise.attempt_monitor import Trigger
 from torchfab.supervise.model import PreviousAttempt
-from torchfab.supervise.monitor import Trigger
 from torchfab.why.evidence import Evidence
 
 PATHS = ("/jobs", "/home/u", "/tmp", "/dev/shm", "/scratch")

@@ -7,7 +7,7 @@ from tests.why.evidence_factory import diagnose_nodes
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.supervise import outcome
-from torchfab.supervise.monitor import Trigger
+from torchfab.supervise.attempt_monitor import Trigger
 
 
 def test_success_on_all_nodes_counts_when_one_is_unreachable_later() -> None:

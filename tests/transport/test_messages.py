@@ -41,15 +41,15 @@ from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
-from torchfab.runtimes.tmux_calls import Outcome
+from torchfab.runtimes.tmux_call_results import Outcome
 from torchfab.stacks.model import StackDump
 from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
 from torchfab.transport.messages import calls, doctor, env, forward, job, launch, load, pull, run, slurm, stacks, sync
-from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
+from torchfab.transport.session_pool import Response, SessionPool
 from torchfab.why import diagnosis
 
 RANK = {"rank": 0, "local_rank": 0, "world_size": 2, "attempt": 0, "pid": 7, "start_time": 1, "started": 5.0}

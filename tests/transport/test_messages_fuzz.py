@@ -19,8 +19,8 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport import messages
 from torchfab.transport.messages.job import StatusRequest
-from torchfab.transport.pool import request_all
 from torchfab.transport.session import MOST_ANSWER_BYTES, Session
+from torchfab.transport.session_pool import request_all
 from torchfab.transport.ssh import channels
 
 NODE = Node(0, "node1")

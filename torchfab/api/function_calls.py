@@ -25,8 +25,8 @@ from torchfab.core.format import format_bytes
 from torchfab.core.status import JobStatus
 from torchfab.launchers.shims import source_of
 from torchfab.records import Record
-from torchfab.runtimes import tmux_calls
-from torchfab.runtimes.tmux_calls import Outcome
+from torchfab.runtimes import tmux_call_results
+from torchfab.runtimes.tmux_call_results import Outcome
 
 MOST_CALL_BYTES = 16 * 2**20  # compressed: it is sent to all nodes with the request that starts the job
 MAX_RESULT_MB = 1024.0
@@ -138,13 +138,15 @@ def results(record: Record, found: JobStatus, message: str) -> tuple[Any, ...]:
     """
     if found.exit_code != 0:
         raise _failure(record, found) or JobFailedError(message, found.exit_code or 1)
-    found_results = {rank: each for rank, each in tmux_calls.outcomes(record).items() if "result" in each.of_rank.files}
+    found_results = {
+        rank: each for rank, each in tmux_call_results.outcomes(record).items() if "result" in each.of_rank.files
+    }
     missing = set() if record.is_elastic else {*range(record.world_size)} - {*found_results}
     if missing:
         raise TorchfabError(f"job {record.name} succeeded, and rank {min(missing)} left no result")
     folder = _private_folder(record)
     try:
-        paths = tmux_calls.fetch(record, found_results, "result", folder)
+        paths = tmux_call_results.fetch(record, found_results, "result", folder)
         return tuple(_unpickled(paths[rank], found_results[rank]) for rank in sorted(paths))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -172,7 +174,7 @@ def _unpickled(path: Path, outcome: Outcome) -> Any:
 def _failure(record: Record, found: JobStatus) -> FunctionError | None:
     """Return the exception of the rank that failed first; None if it left none, or its node is unreachable."""
     try:
-        failed = {rank: each for rank, each in tmux_calls.outcomes(record).items() if each.of_rank.failure}
+        failed = {rank: each for rank, each in tmux_call_results.outcomes(record).items() if each.of_rank.failure}
     except TorchfabError:
         return None
     first = found.first_failure
@@ -214,7 +216,7 @@ def _exception(record: Record, chosen: Outcome) -> BaseException | None:
         return None
     folder = _private_folder(record)
     try:
-        path = tmux_calls.fetch(record, {chosen.of_rank.rank: chosen}, "failure", folder)[chosen.of_rank.rank]
+        path = tmux_call_results.fetch(record, {chosen.of_rank.rank: chosen}, "failure", folder)[chosen.of_rank.rank]
         with path.open("rb") as file:
             found = pickle.load(file)
     except Exception:  # whatever unpickling runs; the traceback is known as text

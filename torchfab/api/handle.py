@@ -21,8 +21,8 @@ from torchfab.launching.context import CommandContext, make_context
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.job_diagnosis import diagnose_job
 from torchfab.monitoring.job_status import ask_status, end_message
+from torchfab.monitoring.job_watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.monitoring.log_request import check_ranks, log_request
-from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.records import Record, launch_request
 from torchfab.supervise.follower import JobFollower
 from torchfab.supervise.stopping import stop_job

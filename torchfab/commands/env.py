@@ -23,7 +23,7 @@ from torchfab.core.specs import Node
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes
 from torchfab.transport.messages.env import PushEnvAnswer, PushEnvRequest
-from torchfab.transport.pool import request_all
+from torchfab.transport.session_pool import request_all
 
 _EXPORT = ("uv", "export", "--frozen", "--no-emit-project", "--no-header", "--format", "requirements-txt")
 _EXPORT_TIMEOUT_S = 60

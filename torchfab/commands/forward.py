@@ -18,7 +18,7 @@ from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes
 from torchfab.records import launch_request
 from torchfab.transport.messages.forward import Listener, ListenersRequest
-from torchfab.transport.pool import request_all
+from torchfab.transport.session_pool import request_all
 
 TENSORBOARD = "tensorboard"
 _SPEC = re.compile(rf"(?:(\d{{1,5}}):)?(\d{{1,5}}|{TENSORBOARD})")

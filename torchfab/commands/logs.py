@@ -7,8 +7,8 @@ from typing import Any
 
 from torchfab.core.console import write_err
 from torchfab.monitoring.job_status import end_message
+from torchfab.monitoring.job_watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.monitoring.log_request import check_ranks, log_request
-from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.records import Record
 from torchfab.supervise.follower import JobFollower
 

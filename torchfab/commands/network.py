@@ -15,7 +15,7 @@ from torchfab.core.command import Command
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import ContactLost, Lines, NodeEnded
-from torchfab.launchers import network
+from torchfab.launchers import network_benchmark
 from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
 from torchfab.launching.interrupts import InterruptibleOnce
@@ -52,7 +52,7 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     """
     ctx = replace(ctx, script=_SCRIPT, command=Command(_SCRIPT, is_program=False))
     patience_s = float(ctx.config["network_timeout_s"])
-    own = network.Flags(flags.seconds, flags.pairs, flags.backend, patience_s)
+    own = network_benchmark.Flags(flags.seconds, flags.pairs, flags.backend, patience_s)
     name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(ctx.now))}-{ctx.token[:4]}"
     shared = LaunchFlags(
         name=name,
@@ -64,7 +64,7 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
         master_addr=flags.master_addr,
         grace=2.0,
     )
-    record = launch.launch(network, shared, own, ctx, announce=False)
+    record = launch.launch(network_benchmark, shared, own, ctx, announce=False)
     assert record is not None
     with InterruptibleOnce():
         try:

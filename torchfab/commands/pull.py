@@ -30,8 +30,8 @@ from torchfab.sync import pull, rsync
 from torchfab.sync.processes import RsyncProcesses
 from torchfab.sync.pull import Match, Place, Transfer
 from torchfab.transport.messages.pull import FileDigestsRequest, FileMatch, FindFilesAnswer, FindFilesRequest
-from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import SessionPool
 
 FOLDER = "pulled"  # of a pull without --to
 _log = logging.getLogger(__name__)

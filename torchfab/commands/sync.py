@@ -27,8 +27,8 @@ from torchfab.sync import gitignore, marker, rsync
 from torchfab.sync.processes import RsyncProcesses
 from torchfab.sync.results import SyncResult, as_json, summary_lines
 from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
-from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import SessionPool
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.load import JobLoadRequest, LoadFrame, LoadRequest
-from torchfab.transport.streams import NodeStreams
+from torchfab.transport.node_streams import NodeStreams
 
 _POLL_S = 0.05
 _MARKS = re.compile(r"low power.*|unreachable:.*|.*it may hang|GPU .*|Unknown Error", re.MULTILINE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from torchfab.core.bounds import ExitCode, Label, Time, Whole
+from torchfab.core.bounded_types import ExitCode, Label, Time, Whole
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.lazy_dataclass import dataclass

@@ -20,8 +20,8 @@ from torchfab.transport.messages.doctor import (
     ProbeAnswer,
     ProbeRequest,
 )
-from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import SessionPool
 
 CLOCK_SAMPLES = 5
 

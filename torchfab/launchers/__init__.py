@@ -209,9 +209,9 @@ def _colossalai() -> Launcher:
 
 
 def _network() -> Launcher:
-    from torchfab.launchers import network
+    from torchfab.launchers import network_benchmark
 
-    return network
+    return network_benchmark
 
 
 def _slurm() -> BatchLauncher:

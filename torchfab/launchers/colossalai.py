@@ -17,7 +17,7 @@ from torchfab.core.flag_values import flag
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import escape_for_torchrun, head_node, nproc, per_node, torchrun_agent
-from torchfab.launchers.layout import Layout, Placement, make_plan
+from torchfab.launchers.rank_layout import Layout, Placement, make_plan
 from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"

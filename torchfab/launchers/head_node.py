@@ -22,7 +22,7 @@ from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.specs import Facts, Job, Node, Process
 from torchfab.launchers import nproc
-from torchfab.launchers.layout import Layout, Placement, process_environment
+from torchfab.launchers.rank_layout import Layout, Placement, process_environment
 from torchfab.launchers.shims import source_of
 
 FOLDER = "TORCHFAB_FOLDER"  # variable that gives a rank the folder of its parent process in the plan

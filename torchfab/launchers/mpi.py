@@ -16,7 +16,7 @@ from torchfab.core.flag_values import flag
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Program, Requirements, Slot
 from torchfab.launchers import head_node, nproc
-from torchfab.launchers.layout import Layout, Placement, make_plan
+from torchfab.launchers.rank_layout import Layout, Placement, make_plan
 
 NAME = "mpi"
 OPENMPI = Program(("mpirun.openmpi", "orterun"), "sudo apt-get install -y openmpi-bin")

@@ -8,8 +8,8 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import NumberOr, is_whole
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node
-from torchfab.launchers import layout
-from torchfab.launchers.layout import Layout
+from torchfab.launchers import rank_layout
+from torchfab.launchers.rank_layout import Layout
 
 MOST_PROCESSES = 1024  # ranks on one node; more is taken for a typing error
 CPU_PROCESSES = 2  # default number of ranks on a node without GPUs
@@ -54,7 +54,7 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     """
     requested = job.options["nproc_per_node"]
     counts = [int(requested) if is_whole(requested) else node.slots or len(node.gpus) for node in nodes]
-    return None if requested == "gpu" else layout.assumed_facts(job, nodes, counts)
+    return None if requested == "gpu" else rank_layout.assumed_facts(job, nodes, counts)
 
 
 def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
@@ -77,7 +77,7 @@ def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
         `gpu` was requested and a node has no GPU; or no address is known for node 0.
     """
     counts = [ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    return layout.lay_out(job, nodes, facts, counts, counts_per_node(counts))
+    return rank_layout.lay_out(job, nodes, facts, counts, counts_per_node(counts))
 
 
 def ranks_on(job: Job, node: Node, facts: Facts) -> int:

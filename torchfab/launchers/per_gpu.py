@@ -12,7 +12,7 @@ from typing import Any
 from torchfab.core import environment
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers.layout import Layout, Placement, assumed_facts, lay_out, make_plan, process_environment
+from torchfab.launchers.rank_layout import Layout, Placement, assumed_facts, lay_out, make_plan, process_environment
 
 NAME = "per-gpu"
 

@@ -15,7 +15,7 @@ from torchfab.core.format import plural
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import nproc, torchrun_agent, torchrun_rank
-from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment
+from torchfab.launchers.rank_layout import Layout, Placement, endpoint, make_plan, process_environment
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log

@@ -8,7 +8,7 @@ import time
 from torchfab import runtimes
 from torchfab.core.format import duration
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.watcher import describe_failure
+from torchfab.monitoring.job_watcher import describe_failure
 from torchfab.records import Record
 
 

@@ -14,8 +14,8 @@ import select
 import sys
 import time
 
-from torchfab.remote import files, lean
-from torchfab.remote.lean import signal
+from torchfab.remote import job_files, light_stdlib
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ ANSWERS = {
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
-    "signal": ("job.notices", "handle"),
+    "signal": ("job.rank_signals", "handle"),
     "checkpoint": ("job.checkpoint_files", "handle"),
     "slurm_checkpoint": ("slurm.job", "look_for_checkpoint"),
     "slurm_status": ("slurm.job", "status"),
@@ -55,7 +55,7 @@ ANSWERS = {
     "find_files": ("host.find_files", "find"),
     "file_digests": ("host.find_files", "digests"),
     "listeners": ("host.listeners", "find"),
-    "end_run": ("job.command", "acknowledge"),
+    "end_run": ("job.run_command", "acknowledge"),
     "call_outcomes": ("job.call_results", "outcomes"),
     "call_chunk": ("job.call_results", "chunk"),
 }
@@ -64,7 +64,7 @@ STREAMS = {
     "logs": ("job.log_reader", "handle"),
     "slurm_logs": ("slurm.logs", "handle"),
     "load": ("job.load_stream", "handle"),
-    "run": ("job.command", "handle"),
+    "run": ("job.run_command", "handle"),
 }
 
 
@@ -102,7 +102,7 @@ class Server:
         """Read requests from stdin and handle them."""
         try:
             while line := self._next_line():
-                self._handle(lean.loads(line.decode()))
+                self._handle(light_stdlib.loads(line.decode()))
         except IdleTimeoutError:
             pass
         finally:
@@ -156,7 +156,7 @@ class Server:
             The content of the frame.
         """
         answer = self.redact(answer) if self.redact else answer
-        data = lean.dumps(answer).encode("utf-8", "surrogatepass")
+        data = light_stdlib.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
         with self.send_lock:
             while data:
@@ -289,7 +289,7 @@ class Server:
 
         assert self.started is not None
         names = [process["name"] for process in self.started["processes"]]
-        return release(files.folder_of(self.started), names, self.started["start_timeout_s"])
+        return release(job_files.folder_of(self.started), names, self.started["start_timeout_s"])
 
     def on_rollback(self, request: dict[str, Any]) -> dict[str, Any]:
         """Undo both phases on this node: the launch has failed elsewhere, or was interrupted.
@@ -327,7 +327,7 @@ class Server:
         """
         from torchfab.remote.job import stop
 
-        folder = files.folder_of(request)
+        folder = job_files.folder_of(request)
         return stop.end_ranks(folder, request["job_id"], request["node_rank"], request["grace_s"])
 
     def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class Server:
         """
         from torchfab.remote.job import status, stop
 
-        folder, job_id, node_rank = files.folder_of(request), request["job_id"], request["node_rank"]
+        folder, job_id, node_rank = job_files.folder_of(request), request["job_id"], request["node_rank"]
         report = stop.stop(folder, job_id, node_rank, request["session"], request["grace_s"])
         return {**report, "status": status.status(folder, job_id, node_rank)}
 
@@ -364,8 +364,8 @@ class Server:
         """
         from torchfab.remote.job import containment
 
-        containment.remove_groups(files.folder_of(request))
-        files.remove_job_folder(files.folder_of(request))
+        containment.remove_groups(job_files.folder_of(request))
+        job_files.remove_job_folder(job_files.folder_of(request))
         return {}
 
     # ---- Slurm (this node has its commands)
@@ -446,7 +446,7 @@ def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
     """Return the function that redacts the secrets of the job in the request; None where there is nothing to hide."""
     if not request.get("mask_key"):
         return None
-    folder = request.get("folder") or (files.folder_of(request) if "job_id" in request else "")
+    folder = request.get("folder") or (job_files.folder_of(request) if "job_id" in request else "")
     if not folder:
         return None
     from torchfab.remote.job import redaction

@@ -11,8 +11,8 @@ import errno
 import os
 import time
 
-from torchfab.remote import lean_run
-from torchfab.remote.lean import socket
+from torchfab.remote import light_subprocess
+from torchfab.remote.light_stdlib import socket
 
 # Without any configuration file: those of the user and of the system are for their own servers. They can end sessions
 # without a client, keep the server alive, or run commands that never end.
@@ -49,8 +49,8 @@ def run(*args: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
 
 def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
     try:
-        code, output, errors = lean_run.run(argv, max(0.1, timeout_s))
-    except lean_run.ProgramTimeoutError:
+        code, output, errors = light_subprocess.run(argv, max(0.1, timeout_s))
+    except light_subprocess.ProgramTimeoutError:
         return 124, f"tmux did not answer within {timeout_s:.0f} s"
     return code, (output + errors).strip()
 

@@ -53,8 +53,8 @@ from torchfab.transport.messages.launch import (
     RollbackRequest,
     StartRequest,
 )
-from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
+from torchfab.transport.session_pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
 if TYPE_CHECKING:

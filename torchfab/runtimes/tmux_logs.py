@@ -12,8 +12,8 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, L
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
 from torchfab.transport.messages.job import LogLine, LogsFrame, LogsRequest
+from torchfab.transport.node_streams import NodeStreams
 from torchfab.transport.session import NodeError
-from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
 

@@ -20,8 +20,8 @@ from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
 from torchfab.stacks.model import NodeStacks, StackDump, from_answer
 from torchfab.transport.messages.stacks import StacksAnswer, StacksRequest
-from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import SessionPool
 
 # Work on the node besides py-spy's timeout: listing processes, waiting for the answer to a signal, a second py-spy run.
 _OVERHEAD_S = 10.0

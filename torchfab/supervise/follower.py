@@ -8,7 +8,7 @@ from typing import Any
 from torchfab.core.console import write_err
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
-from torchfab.monitoring.watcher import JobWatcher
+from torchfab.monitoring.job_watcher import JobWatcher
 from torchfab.records import Record
 from torchfab.supervise import supervisor_status
 

@@ -11,7 +11,7 @@ from torchfab.core.format import duration, format_bytes
 from torchfab.core.specs import Node
 from torchfab.supervise.event_journal import EventJournal
 from torchfab.transport.messages.load import GpuMemoryRequest, HeldGpu
-from torchfab.transport.pool import SessionPool
+from torchfab.transport.session_pool import SessionPool
 
 _PAUSE_S = 1.0
 _MIB = 1024**2

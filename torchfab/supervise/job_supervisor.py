@@ -16,13 +16,13 @@ from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import SIGTERM_CODE
 from torchfab.launching.context import CommandContext
 from torchfab.monitoring import stack_dump
-from torchfab.monitoring.watcher import Printer
+from torchfab.monitoring.job_watcher import Printer
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import history, job_locks, outcome
+from torchfab.supervise.attempt_monitor import AttemptMonitor
 from torchfab.supervise.event_journal import EventJournal
 from torchfab.supervise.model import AttemptOutcome, Policy
-from torchfab.supervise.monitor import AttemptMonitor
 from torchfab.supervise.notifier import Notifier
 from torchfab.supervise.orphans import OrphanedAttempts
 from torchfab.supervise.policy import decide, progressed

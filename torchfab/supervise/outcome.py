@@ -14,8 +14,8 @@ from torchfab.core.specs import Node
 from torchfab.doctor import CheckRequirements, Finding, collect
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
+from torchfab.supervise.attempt_monitor import Trigger
 from torchfab.supervise.model import AttemptOutcome
-from torchfab.supervise.monitor import Trigger
 from torchfab.why import diagnosis
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis

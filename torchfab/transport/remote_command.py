@@ -12,8 +12,8 @@ from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport.messages.run import EndRunRequest, RunEnd, RunFrame, RunRequest
-from torchfab.transport.pool import SessionPool, as_error
 from torchfab.transport.session import NodeError, Session
+from torchfab.transport.session_pool import SessionPool, as_error
 
 _POLL_S = 0.02
 _END_S = 10.0  # the node ends the command within 4 s

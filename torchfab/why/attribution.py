@@ -13,7 +13,7 @@ from torchfab.why import signal_sender
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
 from torchfab.why.frames import crashed_in
-from torchfab.why.reading import NO_NEWS, EvidenceLine, Reading
+from torchfab.why.log_reading import NO_NEWS, EvidenceLine, Reading
 from torchfab.why.signature import Fact, Match
 from torchfab.why.speakers import Speaker, speaker_of_line
 from torchfab.why.tracebacks import Role

@@ -17,9 +17,9 @@ from torchfab.why import causes
 from torchfab.why.attribution import POSSIBLE
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, SchedulerReason
+from torchfab.why.failure_order import certainty_of, first_failure, left_early, rivals
 from torchfab.why.failures import CONSEQUENCE, LOST, SYMPTOM, Failure, all_failures
-from torchfab.why.ordering import certainty_of, first_failure, left_early, rivals
-from torchfab.why.reading import EvidenceLine
+from torchfab.why.log_reading import EvidenceLine
 from torchfab.why.stragglers import TIMEOUTS, Straggler, find_halted, find_stragglers
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 

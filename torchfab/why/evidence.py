@@ -12,7 +12,7 @@ from torchfab.collectives.model import RankHistory, Snapshot, history_from_repor
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
-from torchfab.why.layouts import message_of
+from torchfab.why.traceback_layouts import message_of
 
 Label = int | str
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024

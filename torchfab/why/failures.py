@@ -25,7 +25,7 @@ from torchfab.why.attribution import (
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
 from torchfab.why.frames import crashed_in
-from torchfab.why.reading import EvidenceLine, Reading, read
+from torchfab.why.log_reading import EvidenceLine, Reading, read
 from torchfab.why.tracebacks import Traceback
 
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;

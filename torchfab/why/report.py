@@ -11,7 +11,7 @@ from torchfab.core.log_lines import strip_controls
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure
-from torchfab.why.reading import EvidenceLine
+from torchfab.why.log_reading import EvidenceLine
 from torchfab.why.tracebacks import Traceback
 
 _MAX_TRACEBACK_LINES = 40

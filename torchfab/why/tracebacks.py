@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.why.frames import innermost_of_script
-from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
-from torchfab.why.prefixes import Prefix
+from torchfab.why.line_prefixes import Prefix
+from torchfab.why.traceback_layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 
 _OF_RANK = r" \(RANK \d+\)"  # torch.distributed.checkpoint
 _HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:(?:{_OF_RANK})?\s*$")

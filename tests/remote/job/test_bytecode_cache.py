@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.remote.place import Place, python
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 # The program in a job's folder, without what would run it; the tests append their own code.
 LOAD = "import sys; exec(open(sys.argv[1]).read().partition('# ---- run')[0], {'__file__': sys.argv[1]})\n"
@@ -20,7 +20,7 @@ FROM_WHERE = "print(sorted(sys.meta_path[0].get_code.__globals__['CODE']))"
 
 
 def run(place: Place, code: str) -> str:
-    words = python(code, str(place.folder / files.BUNDLE), str(place.folder))
+    words = python(code, str(place.folder / job_files.BUNDLE), str(place.folder))
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
@@ -37,7 +37,7 @@ def test_a_supervisor_works_with_and_without_the_cache(place: Place) -> None:
 
 @pytest.mark.parametrize("head", [b"another interpreter\n", repr(sys.version).encode() + b"\n", b""])
 def test_the_cache_of_another_interpreter_or_a_broken_one_is_not_used(place: Place, head: bytes) -> None:
-    (place.folder / (files.BUNDLE + "c")).write_bytes(head + b"no code at all")
+    (place.folder / (job_files.BUNDLE + "c")).write_bytes(head + b"no code at all")
     assert run(place, LOAD + FROM_WHERE) == "[]\n"
     assert place.run(["true"])[0] == 0
 

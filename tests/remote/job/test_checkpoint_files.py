@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.remote.place import Place, wait_for
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import checkpoint_files
 
 
@@ -83,7 +83,7 @@ def test_a_new_file_is_whole_once_its_rank_has_closed_it(place: Place, tmp_path:
     place.prepare([sys.executable, "-c", WRITER, "--save-dir", "runs"], cwd=str(tmp_path), env={"RANK": "0"})
     place.supervise()
     wait_for((tmp_path / "ready").exists)
-    wait_for(lambda: place.read(place.folder / "agent", files.RANKS))
+    wait_for(lambda: place.read(place.folder / "agent", job_files.RANKS))
     first = look(place)
     assert (first["cwd"], list(first["clocks"]), first["running"]) == (str(tmp_path), [str(tmp_path / "runs")], 1)
     assert changed(place, first) == {}
@@ -131,5 +131,5 @@ def test_logs_locks_and_folders_of_trackers_are_left_out(place: Place, tmp_path:
 def test_a_last_step_is_read_from_the_logs(place: Place, tmp_path: Path) -> None:
     folder = place.prepare([sys.executable, "-c", ""], cwd=str(tmp_path))
     assert look(place)["step"] is None
-    (folder / files.OUTPUT).write_text("step=3 loss=1\nstep=4 loss=1\nsaved\n")
+    (folder / job_files.OUTPUT).write_text("step=3 loss=1\nstep=4 loss=1\nsaved\n")
     assert look(place)["step"] == 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.recorded.recordings import names, recording
 from tests.remote.place import Place, memory_group, python, removed, wait_for
 from tests.support import fuzzed
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.host import kernel_log
 from torchfab.remote.job import evidence, status
 
@@ -49,7 +49,7 @@ def sent(log: dict[str, Any]) -> str:
 
 def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
     place.prepare(["true"])
-    path = place.folder / "agent" / files.OUTPUT
+    path = place.folder / "agent" / job_files.OUTPUT
     with path.open("wb") as file:
         file.truncate(10 * 1024**3)
         file.seek(0, os.SEEK_END)
@@ -116,7 +116,7 @@ def test_an_error_file_with_a_plain_text_message_is_reported(place: Place) -> No
 def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
     place.prepare(python("import time; time.sleep(60)"))
     supervisor = place.supervise()
-    wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
+    wait_for(lambda: place.read(place.folder / "agent", job_files.STARTED))
     supervisor.send_signal(signal.SIGHUP)
     os.kill(supervisor.pid, signal.SIGTERM)
     supervisor.wait(60)
@@ -126,7 +126,7 @@ def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
 def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
     place.prepare(python("import time; time.sleep(60)"))
     place.supervise()
-    started = wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
+    started = wait_for(lambda: place.read(place.folder / "agent", job_files.STARTED))
     os.kill(started["pid"], signal.SIGSTOP)
     wait_for(lambda: procfs.stat_fields(started["pid"])[:1] == ["T"])
     folder = str(place.folder)
@@ -210,10 +210,10 @@ def test_memory_kills_in_the_supervisors_control_group_are_counted(place: Place)
     group = memory_group("torchfab-evidence")
     try:
         place.prepare(python("import os; kept = [bytearray(os.urandom(2**20)) for _ in range(512)]"))
-        program = [sys.executable, "-I", "-S", str(place.folder / files.BUNDLE), "supervise", "agent"]
+        program = [sys.executable, "-I", "-S", str(place.folder / job_files.BUNDLE), "supervise", "agent"]
         enter = f'echo $$ > {group}/cgroup.procs; exec "$@"'
         subprocess.run(["sh", "-c", enter, "sh", *program], check=False, env={"PATH": os.environ["PATH"]}, timeout=60)
-        end = place.read(place.folder / "agent", files.EXIT)
+        end = place.read(place.folder / "agent", job_files.EXIT)
         assert (end["code"], end["oom_kills"]) == (-9, 1)
         assert collected(place.folder)["ends"]["agent"]["oom_kills"] == 1
     finally:

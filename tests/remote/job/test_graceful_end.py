@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.remote.place import Place, wait_for
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 # A launcher as torchrun is: it ends all others when one rank fails, and what is below them too, with SIGKILL at once.
 LAUNCHER = """
@@ -58,14 +58,14 @@ def launched(place: Place, out: Path, **spec: Any) -> subprocess.Popen[bytes]:
     place.prepare([sys.executable, "-c", LAUNCHER, RANK, str(out)], **spec)
     supervisor = place.supervise()
     wait_for(lambda: len(list(out.glob("ready-*"))) == 2)
-    wait_for(lambda: len(place.read(place.folder / "agent", files.RANKS) or []) == 2)
+    wait_for(lambda: len(place.read(place.folder / "agent", job_files.RANKS) or []) == 2)
     return supervisor
 
 
 def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
     supervisor.wait(30)
     assert place.running() == []
-    record: dict[str, Any] = place.read(place.folder / "agent", files.EXIT)
+    record: dict[str, Any] = place.read(place.folder / "agent", job_files.EXIT)
     return record
 
 
@@ -104,13 +104,13 @@ def test_ranks_that_exceed_the_grace_period_are_killed_and_counted(place: Place,
 
 def test_launchers_wait_while_ranks_of_other_nodes_may_need_them(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20)
-    stop = place.folder / files.STOP
-    files.write_json(str(stop), {"time": 0.0, "grace_s": 20, "ranks_first": True})
+    stop = place.folder / job_files.STOP
+    job_files.write_json(str(stop), {"time": 0.0, "grace_s": 20, "ranks_first": True})
     supervisor.send_signal(signal.SIGTERM)
-    wait_for(lambda: (place.folder / "agent" / files.RANKS_ENDED).exists())
+    wait_for(lambda: (place.folder / "agent" / job_files.RANKS_ENDED).exists())
     with pytest.raises(subprocess.TimeoutExpired):
         supervisor.wait(0.5)
-    files.write_json(str(stop), {"time": 0.0, "grace_s": 20, "ranks_first": False})
+    job_files.write_json(str(stop), {"time": 0.0, "grace_s": 20, "ranks_first": False})
     assert ended(place, supervisor)["code"] == 4
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import hooks
 
 
@@ -36,14 +36,14 @@ def before(job: Path, command: str, timeout_s: float = 20, disturbed: bool = Fal
 def ended(job: Path, name: str, **end: Any) -> None:
     """Record a process that has ended; without values, one that runs."""
     (job / name).mkdir()
-    files.write_json(str(job / name / files.SPEC), {"after": "true"})
+    job_files.write_json(str(job / name / job_files.SPEC), {"after": "true"})
     if end:
-        files.write_json(str(job / name / files.EXIT), end)
+        job_files.write_json(str(job / name / job_files.EXIT), end)
 
 
 def test_a_hook_runs_in_the_workdir_with_the_jobs_environment_but_no_rank(job: Path) -> None:
     assert before(job, 'echo "$A, ${RANK-none}, ${LOCAL_RANK-none}, $(pwd)"; echo oops >&2') == ""
-    log = job / "agent" / files.BEFORE_LOG
+    log = job / "agent" / job_files.BEFORE_LOG
     assert log.read_text() == f"two  words, none, none, {job.parent}\noops\n"
     assert log.stat().st_mode & 0o777 == 0o600
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.place import Place, python, wait_for
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.host import shared_memory
 from torchfab.remote.job import leftovers
 
@@ -35,7 +35,7 @@ def job(place: Place, tmp_path: Path) -> Place:
     """A job that started just now, with a temporary folder of its own."""
     (tmp_path / "tmp").mkdir()
     folder = place.prepare(python("pass"), env={"TMPDIR": str(tmp_path / "tmp")})
-    files.write_json(str(folder / files.STARTED), {"time": time.time()})
+    job_files.write_json(str(folder / job_files.STARTED), {"time": time.time()})
     return place
 
 
@@ -65,10 +65,10 @@ def test_what_is_not_surely_left_stays(job: Place, shm: Path, tmp_path: Path) ->
     (shm / "nccl-link").symlink_to(tmp_path)
     (shm / f"torch_{os.getpid()}_1_0").write_bytes(b"x")  # on its way from a living process
     (shm / f"__KMP_REGISTERED_LIB_{os.getpid()}_0").write_bytes(b"x")
-    files.write_json(str(job.folder / "agent" / files.STARTED), {"time": time.time() + 3600})
+    job_files.write_json(str(job.folder / "agent" / job_files.STARTED), {"time": time.time() + 3600})
     assert leftovers.clear(str(job.folder))["files"] == 0
     os.unlink(shm / "psm_old")
-    files.write_json(str(job.folder / "agent" / files.STARTED), {"time": time.time()})
+    job_files.write_json(str(job.folder / "agent" / job_files.STARTED), {"time": time.time()})
     assert leftovers.clear(str(job.folder))["files"] == 0
     assert len(list(shm.iterdir())) == 5
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchfab.launchers.per_node import RANK_LOGS
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_files
 from torchfab.remote.job.log_files import LogFile, Timeline, WriteTimes
 
@@ -89,7 +89,7 @@ def test_growth_is_recorded_at_most_once_per_second(tmp_path: Path) -> None:
     for when, length in ((100.0, 0), (101.0, 10), (101.5, 20), (102.0, 30), (105.0, 30)):
         write(tmp_path, "it's a log.txt", "x" * length)
         timeline.record([log], when)
-    path = tmp_path / files.TIMELINE
+    path = tmp_path / job_files.TIMELINE
     assert path.read_text() == "101.00 10 it's a log.txt\n102.00 30 it's a log.txt\n"
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -106,7 +106,7 @@ def test_an_unusable_timeline_only_loses_the_times(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     write(tmp_path, "output.log")
     os.utime(tmp_path / "output.log", (130.0, 130.0))
-    (tmp_path / files.TIMELINE).mkdir()
+    (tmp_path / job_files.TIMELINE).mkdir()
     Timeline(str(tmp_path)).record([log], 100.0)
     assert WriteTimes(str(tmp_path)).time_of(log, 1) == 130.0
     assert WriteTimes(str(tmp_path)).time_of(LogFile(str(tmp_path), "gone"), 1) == 0.0
@@ -114,7 +114,7 @@ def test_an_unusable_timeline_only_loses_the_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["", "100.0", "100.0 x output.log", "x 5 output.log", "100.00 1"])
 def test_a_line_cut_short_by_a_full_disk_is_skipped(line: str, tmp_path: Path) -> None:
-    (tmp_path / files.TIMELINE).write_text(f"{line}\n100.00 10 output.log\n{line}")
+    (tmp_path / job_files.TIMELINE).write_text(f"{line}\n100.00 10 output.log\n{line}")
     assert WriteTimes(str(tmp_path)).time_of(LogFile(str(tmp_path), "output.log"), 5) == 100.0
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import texts
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_reader
 from torchfab.remote.job.log_reader import Reader
 
@@ -28,12 +28,12 @@ class Job:
         for rank in ranks or (0,):
             folder = root / f"rank-{rank}"
             folder.mkdir(parents=True)
-            (folder / files.SPEC).write_text(json.dumps({"rank": rank}))
+            (folder / job_files.SPEC).write_text(json.dumps({"rank": rank}))
             end = {"time": time.time(), "code": 0, "signal": None}
-            (folder / files.EXIT).write_text(json.dumps(end))
+            (folder / job_files.EXIT).write_text(json.dumps(end))
 
     def write(self, data: bytes | str, rank: int = 0) -> None:
-        with open(self.root / f"rank-{rank}" / files.OUTPUT, "ab") as file:
+        with open(self.root / f"rank-{rank}" / job_files.OUTPUT, "ab") as file:
             file.write(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
 
     def reader(self, **request: Any) -> Reader:
@@ -110,8 +110,10 @@ def test_lines_of_many_ranks_are_merged_in_the_order_of_time(tmp_path: Path) -> 
     job = Job(tmp_path, 0, 1)
     job.write("a\nb\nlate\n", 0)
     job.write("early\nc\n", 1)
-    (tmp_path / "rank-0" / files.TIMELINE).write_text("100.00 2 output.log\n102.00 4 output.log\n105.00 9 output.log\n")
-    (tmp_path / "rank-1" / files.TIMELINE).write_text("99.00 6 output.log\n103.00 8 output.log\n")
+    (tmp_path / "rank-0" / job_files.TIMELINE).write_text(
+        "100.00 2 output.log\n102.00 4 output.log\n105.00 9 output.log\n"
+    )
+    (tmp_path / "rank-1" / job_files.TIMELINE).write_text("99.00 6 output.log\n103.00 8 output.log\n")
     assert job.reader().read_backlog() == [
         [1, 99.0, "early"],
         [0, 100.0, "a"],
@@ -254,7 +256,7 @@ def read_to_the_end_of_the_last_line(job: Job) -> list[str]:
 def test_a_stream_sends_lines_and_offsets_then_past_then_end(job: Job) -> None:
     job.write("a\nb")
     frames = job.stream()
-    path = str(job.root / "rank-0" / files.OUTPUT)
+    path = str(job.root / "rank-0" / job_files.OUTPUT)
     assert [sorted(frame) for frame in frames] == [["lines"], ["offsets"], ["past"], ["lines"], ["offsets"], ["end"]]
     assert frames[1] == {"offsets": {path: 2}}
     assert frames[4] == {"offsets": {path: 3}}
@@ -269,7 +271,7 @@ def test_a_followed_stream_ends_with_the_job_and_is_complete(job: Job) -> None:
 
 def test_a_followed_stream_reports_a_failure_while_other_ranks_run(tmp_path: Path) -> None:
     job = Job(tmp_path, 0, 1)
-    running, failed = job.root / "rank-0" / files.EXIT, job.root / "rank-1" / files.EXIT
+    running, failed = job.root / "rank-0" / job_files.EXIT, job.root / "rank-1" / job_files.EXIT
     end = running.read_text()
     running.unlink()
     failed.write_text(json.dumps({**json.loads(end), "code": 7}))
@@ -288,19 +290,19 @@ def test_a_followed_stream_reports_a_failure_while_other_ranks_run(tmp_path: Pat
 def test_a_stream_from_offsets_sends_the_rest_in_complete_lines(job: Job) -> None:
     lines = [f"{number:05} " + "x" * 200 for number in range(5000)]
     job.write("\n".join(lines))
-    path = str(job.root / "rank-0" / files.OUTPUT)
+    path = str(job.root / "rank-0" / job_files.OUTPUT)
     frames = job.stream(offsets={path: 10 * 207})
     assert streamed(frames) == lines[10:]
 
 
 def test_a_match_after_many_other_lines_is_found_in_new_lines(job: Job) -> None:
     job.write("first\n" + "noise\n" * 200_000 + "found\n")
-    path = str(job.root / "rank-0" / files.OUTPUT)
+    path = str(job.root / "rank-0" / job_files.OUTPUT)
     assert streamed(job.stream(offsets={path: 6}, grep="found")) == ["found"]
 
 
 def test_a_job_that_never_stops_writing_is_not_read_forever(job: Job) -> None:
-    (job.root / "rank-0" / files.EXIT).unlink()
+    (job.root / "rank-0" / job_files.EXIT).unlink()
     frames: list[dict[str, Any]] = []
 
     def write_more(frame: dict[str, Any]) -> None:
@@ -315,7 +317,7 @@ def test_a_job_that_never_stops_writing_is_not_read_forever(job: Job) -> None:
 
 
 def test_a_stream_ends_when_the_launch_machine_disconnects(job: Job) -> None:
-    (job.root / "rank-0" / files.EXIT).unlink()
+    (job.root / "rank-0" / job_files.EXIT).unlink()
     frames: list[dict[str, Any]] = []
     log_reader.stream(str(job.root), "a-job", 0, {**ALL, "follow": True}, frames.append, lambda: True)
     assert "end" in frames[-1]

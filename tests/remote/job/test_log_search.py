@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_files, log_search
 from torchfab.why.signature_table import SIGNATURES
 
@@ -66,7 +66,7 @@ def test_messages_without_traceback_are_found_before_the_end(tmp_path: Path) -> 
 def test_lines_carry_the_time_when_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "stderr.log"
     path.write_text("one\ntwo\nthree\n")
-    (tmp_path / files.TIMELINE).write_text("100.00 4 stderr.log\n105.00 8 stderr.log\n109.00 14 stderr.log\n")
+    (tmp_path / job_files.TIMELINE).write_text("100.00 4 stderr.log\n105.00 8 stderr.log\n109.00 14 stderr.log\n")
     found = searched(path)
     assert [(part["time"], part["text"], part["line"]) for part in found["parts"]][:2] == [
         *((100.0, "one\n", 1), (105.0, "two\n", 2)),

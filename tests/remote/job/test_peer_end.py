@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.remote.place import Place, wait_for
 from torchfab.launchers.shims import source_of
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 
 # A launcher as torchrun is: when a rank fails or SIGTERM comes, it ends the others and what is below them. With
 # RESTARTS, it starts the ranks again that often.
@@ -69,7 +69,7 @@ def launched(place: Place, out: Path, **spec: Any) -> subprocess.Popen[bytes]:
 def await_ranks(place: Place, out: Path, attempt: int) -> None:
     """Wait until the ranks of an attempt are ready and known."""
     wait_for(lambda: len(list(out.glob(f"ready-*-{attempt}"))) == 3)
-    wait_for(lambda: len(place.read(place.folder / "agent", files.RANKS) or []) == 3 * (attempt + 1))
+    wait_for(lambda: len(place.read(place.folder / "agent", job_files.RANKS) or []) == 3 * (attempt + 1))
 
 
 def saved(out: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Return the record of the end, once nothing runs."""
     supervisor.wait(30)
     assert place.running() == []
-    record: dict[str, Any] = place.read(place.folder / "agent", files.EXIT)
+    record: dict[str, Any] = place.read(place.folder / "agent", job_files.EXIT)
     return record
 
 
@@ -92,7 +92,7 @@ def test_the_others_save_when_a_rank_fails(place: Place, tmp_path: Path) -> None
     assert saved(tmp_path) == {"1-0": [1, True], "2-0": [1, True]}
     assert (record["code"], record["asked"], record["killed"]) == (1, None, [])
     assert [why for _, why in record["peers"]] == ["failed", "failed"]
-    codes = {rank["rank"]: rank["code"] for rank in place.read(place.folder / "agent", files.RANKS)}
+    codes = {rank["rank"]: rank["code"] for rank in place.read(place.folder / "agent", job_files.RANKS)}
     assert codes == {0: 7, 1: 0, 2: 0}
 
 
@@ -116,7 +116,7 @@ def test_each_attempt_of_the_launcher_lets_ranks_save(place: Place, tmp_path: Pa
 
 def test_a_signal_to_the_launcher_lets_ranks_save(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20)
-    os.kill(place.read(place.folder / "agent", files.STARTED)["pid"], signal.SIGTERM)
+    os.kill(place.read(place.folder / "agent", job_files.STARTED)["pid"], signal.SIGTERM)
     record = ended(place, supervisor)
     assert record["code"] == 4, "the signal takes effect after the ranks have ended"
     assert [why for _, why in record["peers"]] == ["SIGTERM"] * 3
@@ -125,8 +125,8 @@ def test_a_signal_to_the_launcher_lets_ranks_save(place: Place, tmp_path: Path) 
 
 def test_a_scheduler_that_signals_all_processes_gives_each_rank_one_signal(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20, stop_by_file=True)
-    ranks = [rank["pid"] for rank in place.read(place.folder / "agent", files.RANKS)]
-    agent = place.read(place.folder / "agent", files.STARTED)["pid"]
+    ranks = [rank["pid"] for rank in place.read(place.folder / "agent", job_files.RANKS)]
+    agent = place.read(place.folder / "agent", job_files.STARTED)["pid"]
     for pid in (agent, *ranks, supervisor.pid):
         os.kill(pid, signal.SIGTERM)
     assert ended(place, supervisor)["code"] == 4
@@ -136,7 +136,7 @@ def test_a_scheduler_that_signals_all_processes_gives_each_rank_one_signal(place
 def test_a_stop_during_the_end_gives_no_second_signal(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20)
     (tmp_path / "fail-0").touch()
-    wait_for(lambda: any(rank["ended"] for rank in place.read(place.folder / "agent", files.RANKS)))
+    wait_for(lambda: any(rank["ended"] for rank in place.read(place.folder / "agent", job_files.RANKS)))
     supervisor.send_signal(signal.SIGTERM)
     record = ended(place, supervisor)
     assert saved(tmp_path) == {"1-0": [1, True], "2-0": [1, True]}
@@ -145,7 +145,7 @@ def test_a_stop_during_the_end_gives_no_second_signal(place: Place, tmp_path: Pa
 
 def test_a_stopped_launcher_can_be_continued(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20)
-    agent = place.read(place.folder / "agent", files.STARTED)["pid"]
+    agent = place.read(place.folder / "agent", job_files.STARTED)["pid"]
     os.kill(agent, signal.SIGSTOP)
     wait_for(lambda: procfs.stat_fields(agent)[0] in "tT")
     os.kill(agent, signal.SIGCONT)
@@ -173,12 +173,12 @@ sys.exit(5)
 
 def test_ranks_whose_shims_are_killed_get_one_signal(place: Place, tmp_path: Path) -> None:
     shim = place.folder / "agent" / "rank.py"
-    files.make_private(str(shim.parent / "logs"))
+    job_files.make_private(str(shim.parent / "logs"))
     shim.write_text(source_of("rank"))
     place.prepare([sys.executable, "-c", KILLER, str(shim), RANK, str(tmp_path)], grace_s=20)
     supervisor = place.supervise()
     wait_for(lambda: len(list(tmp_path.glob("ready-?-0"))) == 2)
-    wait_for(lambda: len(place.read(place.folder / "agent", files.RANKS) or []) == 2)
+    wait_for(lambda: len(place.read(place.folder / "agent", job_files.RANKS) or []) == 2)
     (tmp_path / "kill").touch()
     assert ended(place, supervisor)["code"] == 5
     assert saved(tmp_path) == {"1-0": [1, True], "2-0": [1, True]}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job.prepare import Preparation, reserve_port
 
 FakeTmux = Callable[..., None]
@@ -91,8 +91,8 @@ def test_the_jobs_folder_is_made_private_with_the_program_in_it(
     preparation = make()
     preparation.run("the program")
     folder = Path(preparation.folder)
-    assert (folder / files.BUNDLE).read_text() == "the program"
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, folder / files.BUNDLE)] == [
+    assert (folder / job_files.BUNDLE).read_text() == "the program"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, folder / job_files.BUNDLE)] == [
         0o700,
         0o700,
         0o600,

@@ -12,7 +12,7 @@ import pytest
 
 from tests.remote.job.test_supervisor import ESCAPING, IDLE, STUBBORN
 from tests.remote.place import Place, python, wait_for
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import status, supervisor
 from torchfab.remote.job.process_watch import ProcessWatch
 
@@ -28,16 +28,16 @@ def begin(place: Place, *argvs: tuple[str, ...], **spec: Any) -> subprocess.Pope
         place.prepare(argv, name=name, **spec)
     parent = place.supervise(*names, env=IN_TMUX)
     for name in names:
-        wait_for(lambda name=name: "ready" in output(place, name) and record(place, name, files.STARTED))  # type: ignore[misc]
+        wait_for(lambda name=name: "ready" in output(place, name) and record(place, name, job_files.STARTED))  # type: ignore[misc]
     return parent
 
 
 def output(place: Place, name: str) -> str:
-    path = place.folder / name / files.OUTPUT
+    path = place.folder / name / job_files.OUTPUT
     return path.read_text() if path.exists() else ""
 
 
-def record(place: Place, name: str, of: str = files.EXIT) -> Any:
+def record(place: Place, name: str, of: str = job_files.EXIT) -> Any:
     return place.read(place.folder / name, of)
 
 
@@ -53,7 +53,7 @@ def states(place: Place) -> dict[str, str]:
 
 
 def pid_of(place: Place, name: str) -> int:
-    return int(record(place, name, files.STARTED)["pid"])
+    return int(record(place, name, job_files.STARTED)["pid"])
 
 
 def test_one_process_fails_and_the_others_run_on(place: Place) -> None:
@@ -69,7 +69,7 @@ def test_one_process_fails_and_the_others_run_on(place: Place) -> None:
 
 def test_all_records_name_the_one_supervisor(place: Place) -> None:
     parent = begin(place, WAIT, WAIT)
-    assert {record(place, name, files.STARTED)["supervisor_pid"] for name in ("r0", "r1")} == {parent.pid}
+    assert {record(place, name, job_files.STARTED)["supervisor_pid"] for name in ("r0", "r1")} == {parent.pid}
 
 
 def test_a_process_that_cannot_be_started_does_not_prevent_the_others(place: Place) -> None:
@@ -107,7 +107,7 @@ def test_a_stop_with_less_patience_shortens_a_clean_up(place: Place) -> None:
     leaving = ("sh", "-c", f"{' '.join(map(_quoted, python(STUBBORN)))} & sleep 0.5; exit 1")
     parent = begin(place, leaving, grace_s=500.0)
     wait_for(lambda: record(place, "r0"))
-    files.write_json(str(place.folder / files.STOP), {"time": time.time(), "grace_s": 0.1})
+    job_files.write_json(str(place.folder / job_files.STOP), {"time": time.time(), "grace_s": 0.1})
     parent.terminate()
     assert parent.wait(30) == 1
     assert record(place, "r0")["asked"] is None, "it had ended by then"
@@ -150,13 +150,13 @@ def begin_with_windows(place: Place, env: dict[str, str]) -> tuple[subprocess.Po
     """Start the supervisor of two processes; return it, and what shows the log of the second one."""
     for name in ("r0", "r1"):
         place.prepare(WAIT, name=name)
-    os.mkfifo(place.folder / "r1" / files.WINDOW)
+    os.mkfifo(place.folder / "r1" / job_files.WINDOW)
     with (place.folder / "shown").open("wb") as shown:
-        viewer = subprocess.Popen(["cat", str(place.folder / "r1" / files.WINDOW)], stdout=shown)
+        viewer = subprocess.Popen(["cat", str(place.folder / "r1" / job_files.WINDOW)], stdout=shown)
     place.started.append(viewer)
     parent = place.supervise("r0", "r1", env=env)
     wait_for(lambda: (place.folder / "shown").read_text() == "ready\n")
-    wait_for(lambda: record(place, "r1", files.STARTED))
+    wait_for(lambda: record(place, "r1", job_files.STARTED))
     return parent, viewer
 
 
@@ -165,7 +165,7 @@ def test_a_viewer_ends_with_its_process(place: Place) -> None:
     os.kill(pid_of(place, "r1"), signal.SIGKILL)
     assert viewer.wait(30) == 0
     assert states(place) == {"r0": "running", "r1": "failed"}
-    assert not (place.folder / "r1" / files.WINDOW).exists()
+    assert not (place.folder / "r1" / job_files.WINDOW).exists()
 
 
 def test_a_viewer_ends_with_the_supervisor(place: Place) -> None:
@@ -207,6 +207,6 @@ def test_an_unexpected_error_is_written_once_and_other_processes_go_on(place: Pl
     for _ in range(2):
         supervisor.for_each(watches, step)
     assert reached == [watches[1]] * 2
-    written = (place.folder / "a" / files.ERRORS).read_text()
+    written = (place.folder / "a" / job_files.ERRORS).read_text()
     assert written.count("ValueError: no such thing") == 1
-    assert not (place.folder / "b" / files.ERRORS).exists()
+    assert not (place.folder / "b" / job_files.ERRORS).exists()

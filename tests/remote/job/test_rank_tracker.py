@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.place import PYTHON, python, wait_for
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job.rank_tracker import RankTracker
 
 # An agent with three ranks, each with a data loader that has the rank's environment. It reaps only on command.
@@ -99,7 +99,7 @@ def test_ranks_are_the_topmost_processes_with_rank_not_their_loaders(agent: Agen
         }
         for index, (rank, pid) in enumerate(agent.pids.items())
     ]
-    assert files.read_json(str(tmp_path / files.RANKS)) == agent.tracker.ranks
+    assert job_files.read_json(str(tmp_path / job_files.RANKS)) == agent.tracker.ranks
     assert agent.tracker.running() == list(agent.pids.values())
 
 
@@ -120,7 +120,7 @@ def test_true_exit_codes_are_read_before_the_agent_reaps(agent: Agent, tmp_path:
     assert codes(agent) == {4: 0, 5: 7, 6: -9}
     assert agent.tracker.pidfds == {}
     assert agent.tracker.running() == []
-    ends = [rank["ended"] for rank in files.read_json(str(tmp_path / files.RANKS))]
+    ends = [rank["ended"] for rank in job_files.read_json(str(tmp_path / job_files.RANKS))]
     assert ends == sorted(ends)
     assert time.time() - ends[0] < 60
 
@@ -152,7 +152,7 @@ def test_a_rank_that_was_reaped_too_early_has_no_code(agent: Agent) -> None:
 def test_the_code_of_a_rank_reaped_by_the_supervisor_is_set(agent: Agent, tmp_path: Path) -> None:
     agent.tracker.find_new()
     agent.tracker.set_code(agent.pids[5], -11)
-    (rank,) = [each for each in files.read_json(str(tmp_path / files.RANKS)) if each["pid"] == agent.pids[5]]
+    (rank,) = [each for each in job_files.read_json(str(tmp_path / job_files.RANKS)) if each["pid"] == agent.pids[5]]
     assert (rank["code"], rank["ended"] is not None) == (-11, True)
 
 
@@ -237,15 +237,15 @@ Root Cause (first observed failure):
 
 
 def test_ranks_that_ended_before_they_were_found_are_added(tmp_path: Path) -> None:
-    (tmp_path / files.OUTPUT).write_text(REPORT)
+    (tmp_path / job_files.OUTPUT).write_text(REPORT)
     tracker = RankTracker(str(tmp_path), 0)
     tracker.ranks = [{"rank": 4, "local_rank": 0, "attempt": 0, "pid": 701, "start_time": 1, "ended": 5.0, "code": 1}]
-    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
-    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
+    tracker.complete(str(tmp_path / job_files.OUTPUT), 9.0)
+    tracker.complete(str(tmp_path / job_files.OUTPUT), 9.0)
     assert [(each["rank"], each["local_rank"], each["code"], each["pid"]) for each in tracker.ranks] == [
         *((4, 0, 1, 701), (5, 1, 3, 702)),
     ]
-    assert files.read_json(str(tmp_path / files.RANKS)) == tracker.ranks
+    assert job_files.read_json(str(tmp_path / job_files.RANKS)) == tracker.ranks
 
 
 # Ends at once, and is reaped only on command.
@@ -283,7 +283,7 @@ def test_a_rank_that_ended_at_once_is_known_from_its_note(tmp_path: Path, is_rea
     names = ("rank", "local_rank", "world_size", "attempt", "pid", "code")
     assert [rank[name] for name in names] == [3, 1, 4, 2, pid, None if is_reaped else 5]
     assert rank["ended"]
-    assert files.read_json(str(tmp_path / files.RANKS)) == tracker.ranks
+    assert job_files.read_json(str(tmp_path / job_files.RANKS)) == tracker.ranks
 
 
 def test_a_rank_that_was_found_before_its_note_is_not_added_again(agent: Agent, tmp_path: Path) -> None:
@@ -304,6 +304,6 @@ def test_unfinished_and_strange_notes_are_skipped(tmp_path: Path) -> None:
     assert not tracker.find_new()
     with notes.open("a") as file:
         file.write("9\n")
-    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
+    tracker.complete(str(tmp_path / job_files.OUTPUT), 9.0)
     assert [(rank["rank"], rank["pid"], rank["code"]) for rank in tracker.ranks] == [(9, 999999, None)]
     assert tracker.ranks[0]["ended"]

@@ -18,7 +18,7 @@ from tests.remote.job.test_supervisor import ESCAPING, STUBBORN
 from tests.remote.place import Place, python, wait_for
 from tests.remote.test_procfs import DOUBLE_FORK
 from tests.support import require
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import status as job_status
 from torchfab.remote.job import stop as job_stop
 
@@ -52,8 +52,10 @@ def started(place: Place, *argv: str, lines: int = 1, **spec: Any) -> subprocess
     """Supervise a process, and wait until it and its children have reported that they are ready."""
     folder = place.prepare(argv, **spec)
     supervisor = place.supervise(folder.name)
-    wait_for(lambda: (folder / files.OUTPUT).exists() and (folder / files.OUTPUT).read_text().count("ready") == lines)
-    wait_for(lambda: place.read(folder, files.STARTED))
+    wait_for(
+        lambda: (folder / job_files.OUTPUT).exists() and (folder / job_files.OUTPUT).read_text().count("ready") == lines
+    )
+    wait_for(lambda: place.read(folder, job_files.STARTED))
     return supervisor
 
 
@@ -69,16 +71,18 @@ def test_a_process_that_has_not_started_is_starting(place: Place) -> None:
 
 def test_a_process_of_an_earlier_boot_that_never_started_is_lost(place: Place) -> None:
     folder = place.prepare(python("pass"))
-    spec = files.read_json(str(folder / files.SPEC))
+    spec = job_files.read_json(str(folder / job_files.SPEC))
     for boot_id, state in ((procfs.boot_id(), "starting"), ("another", "lost")):
-        files.write_json(str(folder / files.SPEC), {**spec, "held_by": {"pid": 1, "start_time": 1, "boot_id": boot_id}})
+        job_files.write_json(
+            str(folder / job_files.SPEC), {**spec, "held_by": {"pid": 1, "start_time": 1, "boot_id": boot_id}}
+        )
         assert one(place)["state"] == state
 
 
 def test_a_process_whose_supervisor_was_killed_before_its_start_is_lost(place: Place) -> None:
     folder = place.prepare(python("pass"))
     for pid, state in ((os.getpid(), "starting"), (2**22 + 1, "lost")):
-        (folder / files.READY).write_text(str(pid))
+        (folder / job_files.READY).write_text(str(pid))
         assert one(place)["state"] == state
 
 
@@ -88,7 +92,7 @@ def test_a_running_process_is_running_with_its_last_line(place: Place) -> None:
     assert (found["state"], found["code"], found["ended"]) == ("running", None, None)
     assert found["last_line"]["text"] == "ready"
     assert abs(time.time() - found["last_line"]["time"]) < 60
-    assert procfs.is_alive(found["pid"], place.read(place.folder / "agent", files.STARTED)["start_time"])
+    assert procfs.is_alive(found["pid"], place.read(place.folder / "agent", job_files.STARTED)["start_time"])
 
 
 @pytest.mark.parametrize(
@@ -121,15 +125,15 @@ def test_a_process_is_lost_if_its_supervisor_was_killed(place: Place) -> None:
 
 def test_a_process_of_an_earlier_boot_is_lost(place: Place) -> None:
     started(place, "sh", "-c", "echo ready; exec sleep 600")
-    path = place.folder / "agent" / files.STARTED
-    files.write_json(str(path), {**files.read_json(str(path)), "boot_id": "another"})
+    path = place.folder / "agent" / job_files.STARTED
+    job_files.write_json(str(path), {**job_files.read_json(str(path)), "boot_id": "another"})
     assert (one(place)["state"], one(place)["reason"]) == ("lost", "the node was restarted")
 
 
 def test_a_reused_pid_is_not_taken_for_the_supervisor(place: Place) -> None:
     started(place, "sh", "-c", "echo ready; exec sleep 600")
-    path = place.folder / "agent" / files.STARTED
-    files.write_json(str(path), {**files.read_json(str(path)), "supervisor_start_time": 1})
+    path = place.folder / "agent" / job_files.STARTED
+    job_files.write_json(str(path), {**job_files.read_json(str(path)), "supervisor_start_time": 1})
     assert one(place)["state"] == "lost"
 
 
@@ -146,7 +150,7 @@ def test_a_job_without_a_folder_does_not_exist_and_has_ended(tmp_path: Path) -> 
 
 
 def test_exit_codes_of_short_ranks_come_from_torchruns_report(tmp_path: Path) -> None:
-    path = tmp_path / files.OUTPUT
+    path = tmp_path / job_files.OUTPUT
     path.write_text("""\
 train.py FAILED
 Failures:
@@ -240,10 +244,10 @@ def test_stop_ends_a_supervisor_that_was_stopped_by_a_signal(place: Place, monke
 def test_a_second_stop_is_harmless_and_reports_that_nothing_ran(place: Place) -> None:
     started(place, "sh", "-c", "echo ready; exec sleep 600")
     stop(place)
-    ended = place.read(place.folder / "agent", files.EXIT)
+    ended = place.read(place.folder / "agent", job_files.EXIT)
     again = stop(place)
     assert (again["asked"], again["killed"], again["left"]) == (0, [], [])
-    assert place.read(place.folder / "agent", files.EXIT) == ended
+    assert place.read(place.folder / "agent", job_files.EXIT) == ended
 
 
 def test_a_failed_job_stays_failed_after_a_stop(place: Place) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.remote.place import Place, python, wait_for, without_groups
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.host import cgroup
-from torchfab.remote.job import containment, search, stop
+from torchfab.remote.job import containment, process_search, stop
 
 # A daemon in a session of its own, without a parent of the job, without an environment and without an open file.
 DAEMON = """
@@ -61,9 +61,9 @@ def under(request: pytest.FixtureRequest) -> tuple[str, ...]:
 def supervised(place: Place, under: tuple[str, ...], argv: tuple[str, ...], **spec: Any) -> subprocess.Popen[bytes]:
     place.prepare(argv, **spec)
     supervisor = place.supervise(under=under)
-    log = place.folder / "agent" / files.OUTPUT
+    log = place.folder / "agent" / job_files.OUTPUT
     wait_for(lambda: log.exists() and "ready" in log.read_text())
-    wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
+    wait_for(lambda: place.read(place.folder / "agent", job_files.STARTED))
     return supervisor
 
 
@@ -134,7 +134,7 @@ def test_a_process_whose_main_thread_has_ended_is_ended(
     place: Place, under: tuple[str, ...], supervisor_lives: bool
 ) -> None:
     supervisor = supervised(place, under, ("env", "-i", *python(LEADERLESS)))
-    pid = place.read(place.folder / "agent", files.STARTED)["pid"]
+    pid = place.read(place.folder / "agent", job_files.STARTED)["pid"]
     wait_for(lambda: procfs.stat_fields(pid)[:1] == ["Z"])
     if not supervisor_lives:
         supervisor.kill()
@@ -149,20 +149,20 @@ def test_without_a_group_nothing_is_claimed_of_the_kernel(place: Place) -> None:
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
     group = containment.groups(str(place.folder))
-    os.unlink(place.folder / "agent" / files.CGROUP)
+    os.unlink(place.folder / "agent" / job_files.CGROUP)
     assert stopped(place)["proof"] == "proc"
     assert all(each.remove() for each in group)
 
 
 def test_an_unseen_hierarchy_proves_nothing(place: Place) -> None:
     place.prepare(python("pass"))
-    files.write_json(str(place.folder / "agent" / files.STARTED), {"time": 0.0})
+    job_files.write_json(str(place.folder / "agent" / job_files.STARTED), {"time": 0.0})
     for record, proof in (
         ({"path": "/no/such/hierarchy/torchfab-x", "removed": False}, False),
         ({"path": "/no/such/hierarchy/torchfab-x", "removed": True}, True),
         ({"path": "", "removed": False}, False),
     ):
-        files.write_json(str(place.folder / "agent" / files.CGROUP), record)
+        job_files.write_json(str(place.folder / "agent" / job_files.CGROUP), record)
         assert containment.is_proof(str(place.folder)) is proof
 
 
@@ -170,5 +170,5 @@ def test_stop_counts_processes_that_only_the_mark_shows(place: Place) -> None:
     supervised(place, without_groups(), ("env", "-i", "sh", "-c", "echo ready; sleep 600"))
     assert len(place.running()) == 2
     assert not any(procfs.JOB_ID in procfs.environment(pid) for pid in place.running())
-    assert search.job_processes(place.job_id, 1) == []
-    os.kill(place.read(place.folder / "agent", files.STARTED)["pid"], signal.SIGKILL)
+    assert process_search.job_processes(place.job_id, 1) == []
+    os.kill(place.read(place.folder / "agent", job_files.STARTED)["pid"], signal.SIGKILL)

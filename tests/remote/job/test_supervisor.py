@@ -18,7 +18,7 @@ import pytest
 
 from tests.hostile import HOSTILE
 from tests.remote.place import PYTHON, Place, python, wait_for
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import status
 from torchfab.remote.job import stop as node_stop
 
@@ -48,7 +48,7 @@ exec(sys.argv[1])
 
 
 def output(place: Place, name: str = "agent") -> str:
-    path = place.folder / name / files.OUTPUT
+    path = place.folder / name / job_files.OUTPUT
     return path.read_text() if path.exists() else ""
 
 
@@ -64,7 +64,7 @@ def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> tuple[int, dict[
     """Wait for the supervisor's end; check that nothing is left; return its exit code and its record."""
     code = supervisor.wait(60)
     assert place.running() == []
-    return code, place.read(place.folder / "agent", files.EXIT)
+    return code, place.read(place.folder / "agent", job_files.EXIT)
 
 
 # ---- the end, written down
@@ -93,7 +93,7 @@ def test_the_start_of_a_process_is_recorded(place: Place) -> None:
     supervisor, folder = supervised(
         place, *python("import os, time; print('ready', os.getpid(), flush=True); time.sleep(600)")
     )
-    record = wait_for(lambda: place.read(folder, files.STARTED))
+    record = wait_for(lambda: place.read(folder, job_files.STARTED))
     pid = int(output(place).split()[1])
     assert record == {
         "pid": pid,
@@ -111,7 +111,7 @@ def test_a_failed_start_is_recorded(place: Place) -> None:
     assert code == 127
     assert record["error"] == "cannot start /no/such/python: No such file or directory"
     assert record["code"] is None
-    assert place.read(place.folder / "agent", files.STARTED) is None
+    assert place.read(place.folder / "agent", job_files.STARTED) is None
 
 
 def test_a_program_that_is_not_executable_is_recorded(place: Place, tmp_path: Path) -> None:
@@ -158,27 +158,29 @@ def test_secrets_are_removed_once_read_and_stay_in_no_file(place: Place) -> None
     _, folder = supervised(
         place, *python(f"import time; print('ready', flush=True); {IDLE}"), secrets={"HF_TOKEN": "hunter2"}
     )
-    pid = wait_for(lambda: place.read(folder, files.STARTED))["pid"]
+    pid = wait_for(lambda: place.read(folder, job_files.STARTED))["pid"]
     assert procfs.environment(pid)["HF_TOKEN"] == "hunter2"
-    assert not (folder / files.SECRETS).exists()
-    assert "hunter2" not in "".join((folder / name).read_text() for name in (files.SPEC, files.STARTED, files.OUTPUT))
+    assert not (folder / job_files.SECRETS).exists()
+    assert "hunter2" not in "".join(
+        (folder / name).read_text() for name in (job_files.SPEC, job_files.STARTED, job_files.OUTPUT)
+    )
 
 
 def test_secrets_are_removed_when_the_start_fails(place: Place) -> None:
     place.run(["/no/such/program"], secrets={"HF_TOKEN": "hunter2"})
-    assert not (place.folder / "agent" / files.SECRETS).exists()
+    assert not (place.folder / "agent" / job_files.SECRETS).exists()
 
 
 def test_output_goes_to_a_private_log_and_stdin_is_empty(place: Place) -> None:
     code, _ = place.run(["sh", "-c", "cat; echo out; echo err >&2"])
-    log = place.folder / "agent" / files.OUTPUT
+    log = place.folder / "agent" / job_files.OUTPUT
     assert (code, log.read_text(), stat.S_IMODE(log.stat().st_mode)) == (0, "out\nerr\n", 0o600)
 
 
 def test_the_growth_of_the_log_is_in_the_timeline(place: Place) -> None:
     place.run(["sh", "-c", "echo out"])
-    when, size, path = (place.folder / "agent" / files.TIMELINE).read_text().split()
-    assert (size, path) == ("4", files.OUTPUT)
+    when, size, path = (place.folder / "agent" / job_files.TIMELINE).read_text().split()
+    assert (size, path) == ("4", job_files.OUTPUT)
     assert abs(float(when) - time.time()) < 60
 
 
@@ -207,7 +209,7 @@ def test_workers_in_other_sessions_do_not_outlive_a_killed_agent(place: Place) -
     folder = place.prepare(python(agent, *python(STUBBORN)), grace_s=0.2)
     supervisor = place.supervise()
     wait_for(lambda: output(place).count("ready") == 3)
-    os.kill(place.read(folder, files.STARTED)["pid"], signal.SIGKILL)
+    os.kill(place.read(folder, job_files.STARTED)["pid"], signal.SIGKILL)
     code, record = ended(place, supervisor)
     assert (code, record["signal"], len(record["left"]), len(record["killed"])) == (137, "SIGKILL", 3, 3)
 
@@ -224,7 +226,7 @@ def test_a_worker_that_ignores_term_is_killed_after_the_grace_period(place: Plac
 
 def test_the_grace_period_of_a_stop_replaces_that_of_the_launch(place: Place) -> None:
     supervisor, _ = supervised(place, *python(STUBBORN), grace_s=500.0)
-    files.write_json(str(place.folder / files.STOP), {"time": time.time(), "grace_s": 0.1})
+    job_files.write_json(str(place.folder / job_files.STOP), {"time": time.time(), "grace_s": 0.1})
     supervisor.terminate()
     assert ended(place, supervisor)[0] == 137
 
@@ -302,7 +304,7 @@ def test_ranks_are_found_with_their_true_exit_codes(place: Place) -> None:
         "time.sleep(0.8); second.wait(); first.terminate(); time.sleep(0.4); first.wait(); sys.exit(1)"
     )
     code, record = place.run(python(agent, *PYTHON))
-    ranks = place.read(place.folder / "agent", files.RANKS)
+    ranks = place.read(place.folder / "agent", job_files.RANKS)
     assert (code, record["code"]) == (1, 1)
     assert [(each["rank"], each["local_rank"], each["world_size"], each["code"]) for each in ranks] == [
         (0, 0, 2, -15),
@@ -315,7 +317,7 @@ def test_ranks_are_found_with_their_true_exit_codes(place: Place) -> None:
 def test_a_process_that_is_itself_a_rank_has_its_code_in_the_ranks(place: Place) -> None:
     env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
     place.run(["sh", "-c", "sleep 0.3; exit 7"], env=env, name="rank-3", rank=3)
-    (rank,) = place.read(place.folder / "rank-3", files.RANKS)
+    (rank,) = place.read(place.folder / "rank-3", job_files.RANKS)
     assert (rank["rank"], rank["local_rank"], rank["code"]) == (3, 1, 7)
 
 
@@ -380,10 +382,10 @@ def test_a_process_of_another_user_is_reported_and_not_awaited() -> None:
         for path in [Path(base) / "job", *(Path(base) / "job").rglob("*")]:
             os.chown(path, NOBODY, NOBODY)
         # That user may not reach the interpreter of these tests.
-        program = ["/usr/bin/python3", "-I", "-S", str(place.folder / files.BUNDLE), "supervise", "agent"]
+        program = ["/usr/bin/python3", "-I", "-S", str(place.folder / job_files.BUNDLE), "supervise", "agent"]
         done = subprocess.run(program, env={"PATH": os.defpath}, user=NOBODY, group=NOBODY, timeout=30, check=False)
         assert done.returncode == 0
-        (foreign,) = place.read(place.folder / "agent", files.EXIT)["foreign"]
+        (foreign,) = place.read(place.folder / "agent", job_files.EXIT)["foreign"]
         assert re.fullmatch(r"\d+ \(sleep 600\) of user root", foreign["text"])
         assert status.status(str(place.folder), "foreign", 0)["left"] == [foreign["text"]]
         os.kill(foreign["pid"], signal.SIGKILL)

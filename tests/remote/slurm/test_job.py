@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.remote.slurm.programs import SHOW, Stubs, scontrol
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.slurm import job
 
 
@@ -52,8 +52,8 @@ def test_files_from_before_a_requeue_are_not_used(stubs: Stubs, tmp_path: Path) 
     wanted: dict[str, Any] = {"slurm_id": "17", "folder": str(tmp_path / "job"), "job_id": "gpt2-1", "nodes": 2}
     for rank, restart in ((0, 1), (1, 2)):
         folder = job.node_folder(wanted["folder"], rank) + "/agent"
-        files.make_private(folder)
-        files.write_json(f"{folder}/spec.json", {"name": "agent", "host": f"h{rank}", "restart": restart})
+        job_files.make_private(folder)
+        job_files.write_json(f"{folder}/spec.json", {"name": "agent", "host": f"h{rank}", "restart": restart})
     first, second = job.status(wanted)["nodes"]
     assert first == {"rank": 0, "host": "n1", "status": None}
     assert (second["host"], second["status"]["processes"][0]["state"]) == ("h1", "starting")
@@ -78,7 +78,7 @@ def test_a_job_is_cancelled_even_on_a_full_disk(stubs: Stubs, tmp_path: Path, mo
 
     scontrol(stubs, "COMPLETING")
     monkeypatch.setattr(job, "KILL_WAIT_S", -14.5)
-    monkeypatch.setattr(files, "write_json", full)
+    monkeypatch.setattr(job_files, "write_json", full)
     wanted = {"slurm_id": "17", "folder": str(tmp_path), "job_id": "gpt2-1", "nodes": 2, "grace_s": 0.0}
     assert job.stop(wanted)["left"] == ["Slurm job 17: COMPLETING"]
     assert (tmp_path / "scancelled").read_text().endswith("\n17\n")

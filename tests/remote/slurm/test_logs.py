@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.slurm import job as slurm
 from torchfab.remote.slurm.logs import Stream
 
@@ -24,13 +24,13 @@ class Job:
         for rank in (0, 1):
             folder = root / f"node-{rank}" / slurm.AGENT
             folder.mkdir(parents=True)
-            (folder / files.SPEC).write_text(json.dumps({"rank": rank}))
+            (folder / job_files.SPEC).write_text(json.dumps({"rank": rank}))
         monkeypatch.setattr(slurm, "status", lambda _: {"slurm": {"state": self.state}, "nodes": []})
         monkeypatch.setattr("torchfab.remote.slurm.logs._SHORT_QUERY_S", 0.0)
 
     def path(self, rank: int | None) -> Path:
         """Return the log of a rank, or of the batch script."""
-        return self.root / slurm.LOG if rank is None else self.root / f"node-{rank}" / slurm.AGENT / files.OUTPUT
+        return self.root / slurm.LOG if rank is None else self.root / f"node-{rank}" / slurm.AGENT / job_files.OUTPUT
 
     def write(self, text: str, rank: int | None = 0) -> None:
         with open(self.path(rank), "a") as file:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.remote.place import Place, python, wait_for
 from tests.support import absent
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import recorder
 from torchfab.remote.stacks import dump, pyspy
 
@@ -30,15 +30,15 @@ def start_rank(place: Place) -> Any:
 
     if not os.access(SPY, os.X_OK):
         absent("py-spy is not installed")
-    if os.geteuid() and files.read_json("/proc/sys/kernel/yama/ptrace_scope"):
+    if os.geteuid() and job_files.read_json("/proc/sys/kernel/yama/ptrace_scope"):
         absent("kernel.yama.ptrace_scope forbids ptrace of processes that are not our own children")
 
     def begin(code: str, *before: str, **spec: Any) -> dict[str, Any]:
         folder = place.prepare((*before, *python(code)), env={"RANK": "0"}, **spec)
         place.supervise()
-        wait_for(lambda: place.read(folder, files.RANKS))
-        wait_for(lambda: "up" in (folder / files.OUTPUT).read_text())
-        return dict(place.read(folder, files.RANKS)[-1])
+        wait_for(lambda: place.read(folder, job_files.RANKS))
+        wait_for(lambda: "up" in (folder / job_files.OUTPUT).read_text())
+        return dict(place.read(folder, job_files.RANKS)[-1])
 
     return begin
 
@@ -91,7 +91,7 @@ def test_a_rank_that_has_ended_is_reported_as_ended(place: Place) -> None:
 def test_a_process_without_ranks_is_dumped_itself(place: Place) -> None:
     folder = place.prepare(python(SLEEPER))
     place.supervise()
-    wait_for(lambda: (folder / files.OUTPUT).exists() and "up" in (folder / files.OUTPUT).read_text())
+    wait_for(lambda: (folder / job_files.OUTPUT).exists() and "up" in (folder / job_files.OUTPUT).read_text())
     (entry,) = dump_node(place)["ranks"]
     assert (entry["process"], entry["rank"], functions(entry)[0]) == ("agent", None, "doze")
 

@@ -18,11 +18,11 @@ from torchfab.commands.stop import stop
 from torchfab.commands.why import show_why
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Lines, StatusChanged, Tick
-from torchfab.monitoring.watcher import Printer
+from torchfab.monitoring.job_watcher import Printer
 from torchfab.records import Records
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.slurm.state import job_status
-from torchfab.transport import messages, streams
+from torchfab.transport import messages, node_streams
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.slurm import SlurmStatus
 from torchfab.transport.session import NodeError
@@ -69,8 +69,8 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     made = Played([])
     monkeypatch.setattr(runtime, "open_session", lambda *_: made)
-    monkeypatch.setattr(streams, "open_session", lambda *_: made)
-    monkeypatch.setattr(streams, "_RETRY_S", 0.0)
+    monkeypatch.setattr(node_streams, "open_session", lambda *_: made)
+    monkeypatch.setattr(node_streams, "_RETRY_S", 0.0)
     monkeypatch.setattr(runtime, "_POLL_S", 0.0)
     return made
 

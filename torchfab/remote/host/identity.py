@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import lean, procfs
+from torchfab.remote import light_stdlib, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _digest() -> str:
     # Machines that were resumed from one snapshot have equal boot ids, but not equal addresses. Containers on one
     # machine have namespaces of their own. Another home is another user, or a rehearsal.
     parts = [procfs.boot_id(), os.uname().nodename, os.path.expanduser("~"), *_namespaces(), *_addresses()]
-    return str(lean.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest())[:32]
+    return str(light_stdlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest())[:32]
 
 
 def _namespaces() -> list[str]:

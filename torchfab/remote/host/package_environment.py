@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read_marker(python: str) -> dict[str, Any] | None:
     """
     if not os.path.isabs(python):
         return None
-    found = files.read_json(os.path.join(os.path.dirname(os.path.dirname(python)), MARKER))
+    found = job_files.read_json(os.path.join(os.path.dirname(os.path.dirname(python)), MARKER))
     known = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("digest", "source"))
     return found if known else None
 
@@ -153,14 +153,14 @@ def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:
     new = [uv, "venv", "--python", request["python"]] if uv else [request["python"], "-m", "venv"]
     _run([*new, folder], request, deadline)
     listed = os.path.join(folder, _REQUIREMENTS)
-    files.write_text(listed, request["requirements"])
+    job_files.write_text(listed, request["requirements"])
     flags = ["--disable-pip-version-check", "--no-input"]
     install = [uv, "pip", "sync", "--python", python] if uv else [python, "-m", "pip", "install", *flags, "-r"]
     _run([*install, listed], request, deadline)
     version = _run([python, "-c", "import platform; print(platform.python_version())"], request, deadline).strip()
     tool = "uv" if uv else "pip"
     kept = {"digest": request["digest"], "source": request["source"], "tool": tool, "python": version}
-    files.write_json(marker, {**kept, "time": time.time()})
+    job_files.write_json(marker, {**kept, "time": time.time()})
     return tool, version
 
 

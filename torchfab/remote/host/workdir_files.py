@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import lean
+from torchfab.remote import light_stdlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ def digest(path: str) -> str:
     """
     try:
         if os.path.islink(path):
-            return f"link {lean.sha256(os.fsencode(os.readlink(path))).hexdigest()}"
+            return f"link {light_stdlib.sha256(os.fsencode(os.readlink(path))).hexdigest()}"
         if not os.path.isfile(path):
             return ""
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= WHOLE_BYTES:
-                return str(lean.sha256(file.read(WHOLE_BYTES + 1)).hexdigest())
-            ends = lean.sha256(file.read(END_BYTES))
+                return str(light_stdlib.sha256(file.read(WHOLE_BYTES + 1)).hexdigest())
+            ends = light_stdlib.sha256(file.read(END_BYTES))
             file.seek(-END_BYTES, os.SEEK_END)
             ends.update(file.read(END_BYTES))
             return f"{size} {ends.hexdigest()}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import hooks
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from torchfab.remote.child import Child
+    from torchfab.remote.child_process import Child
     from torchfab.remote.job.containment import Containment
 
 
@@ -33,7 +33,7 @@ class AfterHook:
     def __init__(self, folder: str, spec: dict[str, Any], env: dict[str, str]) -> None:
         self.folder, self.spec = folder, spec
         self.env = {**env, hooks.EXIT_CODE: str(hooks.exit_code(os.path.dirname(folder)))}
-        self.log = os.path.join(folder, files.AFTER_LOG)
+        self.log = os.path.join(folder, job_files.AFTER_LOG)
         self.limit = time.time() + spec["after_timeout_s"]
         self.child: Child | None = None
 

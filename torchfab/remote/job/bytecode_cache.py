@@ -10,20 +10,13 @@ import marshal
 import os
 import sys
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 _MODULES = (
-    *("files", "lean", "child", "procfs", "host", "host.cgroup", "host.shared_memory", "job", "job.supervisor"),
-    *("job.process_watch", "job.exit_record", "job.start_barrier", "job.console", "job.containment", "job.log_files"),
-    *(
-        "job.rank_tracker",
-        "job.leftovers",
-        "job.end_request",
-        "job.clean_up",
-        "job.graceful_end",
-        "job.launcher_hold",
-        "job.peer_end",
-    ),
+    *("job_files", "light_stdlib", "child_process", "procfs", "host", "host.cgroup", "host.shared_memory", "job"),
+    *("job.supervisor", "job.process_watch", "job.exit_record", "job.start_barrier", "job.window_output"),
+    *("job.containment", "job.log_files", "job.rank_tracker", "job.leftovers", "job.end_request", "job.clean_up"),
+    *("job.graceful_end", "job.launcher_hold", "job.peer_end"),
 )
 
 
@@ -35,10 +28,10 @@ def write(folder: str) -> None:
     folder : str
         The job's folder on this node.
     """
-    loader = sys.modules["torchfab.remote.files"].__loader__
+    loader = sys.modules["torchfab.remote.job_files"].__loader__
     names = [f"torchfab.remote.{name}" for name in _MODULES]
     code = {name: loader.get_code(name) for name in names}  # type: ignore[union-attr]
-    path = os.path.join(folder, files.BUNDLE + "c")
+    path = os.path.join(folder, job_files.BUNDLE + "c")
     try:
         handle = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "wb") as file:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def outcomes(request: dict[str, Any]) -> dict[str, Any]:
         `type`, `message`, `traceback`).
     """
     found: dict[int, dict[str, Any]] = {}
-    for path in _paths(files.folder_of(request)):
+    for path in _paths(job_files.folder_of(request)):
         match = _NAME.fullmatch(os.path.basename(path))
         if match is None:
             continue
         rank = int(match[2])
         entry = found.setdefault(rank, {"rank": rank, "files": {}, "failure": None})
         if match[3] == "json":
-            entry["failure"] = files.read_json(path)
+            entry["failure"] = job_files.read_json(path)
         else:
             entry["files"][match[1]] = os.path.getsize(path)
     return {"ranks": [found[rank] for rank in sorted(found)]}
@@ -64,7 +64,7 @@ def chunk(request: dict[str, Any]) -> dict[str, Any]:
         `data`: at most 4 MiB, base64; `problems` where there is no such file.
     """
     name = f"{request['kind']}-{int(request['rank'])}.pickle"
-    for path in _paths(files.folder_of(request)):
+    for path in _paths(job_files.folder_of(request)):
         if os.path.basename(path) == name and _NAME.fullmatch(name):
             return {"data": base64.b64encode(_read(path, request["offset"])).decode()}
     return {"problems": [{"what": f"{name} is gone from the node", "fix": "launch it again"}]}
@@ -73,7 +73,7 @@ def chunk(request: dict[str, Any]) -> dict[str, Any]:
 def _paths(folder: str) -> list[str]:
     """Return the paths of regular files of this user in the folders of files of all processes."""
     found = []
-    for process in files.processes(folder):
+    for process in job_files.processes(folder):
         parent = os.path.join(folder, process, FOLDER)
         try:
             names = os.listdir(parent)

@@ -10,8 +10,8 @@ import os
 import re
 import tempfile
 
-from torchfab.remote import files, procfs
-from torchfab.remote.job import log_files, notices, status, step_rate, written_files
+from torchfab.remote import job_files, procfs
+from torchfab.remote.job import log_files, open_files, rank_signals, status, step_rate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `look` returns it.
     """
-    return look(files.folder_of(request), request)
+    return look(job_files.folder_of(request), request)
 
 
 def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         `files`: the changed files, each with `path`, `root`, `size`, `changed` (seconds by the clock of its file
         system), `whole`.
     """
-    processes = [os.path.join(folder, name) for name in files.processes(folder)]
-    specs = [files.read_json(os.path.join(each, files.SPEC)) or {} for each in processes]
-    ranks = notices.running_ranks(folder)
+    processes = [os.path.join(folder, name) for name in job_files.processes(folder)]
+    specs = [job_files.read_json(os.path.join(each, job_files.SPEC)) or {} for each in processes]
+    ranks = rank_signals.running_ranks(folder)
     cwd = _working_directory(specs, ranks)
     roots = list(request["since"]) or _roots(request["folders"], cwd, specs, ranks)
     roots = [root for root in roots if not root.startswith(folder)]
     pids = procfs.descendants([rank["pid"] for rank in ranks])
-    written = _inodes(written_files.written_by([rank["pid"] for rank in ranks] + pids, folder))
+    written = _inodes(open_files.written_by([rank["pid"] for rank in ranks] + pids, folder))
     found = {root: list(_files_below(root)) for root in roots}
     answer: dict[str, Any] = {"cwd": cwd, "running": len(ranks), "step": _last_step(processes, specs)}
     if not request["since"]:

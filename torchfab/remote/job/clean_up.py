@@ -8,7 +8,7 @@ import time
 from torchfab.remote import procfs
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.graceful_end import GracefulEnd
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CleanUp:
     killed : dict of int to str
         Processes that had to be killed: description by pid.
     foreign : list of dict
-        Processes that cannot be ended, as `torchfab.remote.job.search.identify` returns them.
+        Processes that cannot be ended, as `torchfab.remote.job.process_search.identify` returns them.
     """
 
     def __init__(self, find_children: Callable[[], list[int]], ending: GracefulEnd, containment: Containment) -> None:
@@ -99,7 +99,7 @@ class CleanUp:
         self._kill_chain()
         if not remaining or (time.monotonic() <= self.deadline + _UNENDABLE_S and not self._are_foreign(remaining)):
             return False
-        from torchfab.remote.job.search import identify  # imported here: few jobs have such processes
+        from torchfab.remote.job.process_search import identify  # imported here: few jobs have such processes
 
         self.foreign = [identify(pid) for pid in remaining]  # sudo, or a broken disk: only reported
         return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files, lean, procfs
+from torchfab.remote import job_files, light_stdlib, procfs
 from torchfab.remote.host import cgroup
 
 TYPE_CHECKING = False
@@ -70,10 +70,10 @@ class Containment:
 
     def _record(self, is_removed: bool) -> bool:
         record = {"path": self.group.path if self.group else "", "removed": is_removed}
-        path = os.path.join(self.folder, files.CGROUP)
+        path = os.path.join(self.folder, job_files.CGROUP)
         try:  # no fsync: after a power cut there is nothing to find
             with open(path + ".new", "w", opener=_private) as file:
-                file.write(lean.dumps(record))
+                file.write(light_stdlib.dumps(record))
             os.replace(path + ".new", path)
         except OSError:  # a full disk: then nothing is claimed of the group
             return False
@@ -251,9 +251,11 @@ def is_proof(folder: str) -> bool:
     bool
         False also where a group may exist that this process cannot see.
     """
-    started = [name for name in files.processes(folder) if os.path.exists(os.path.join(folder, name, files.STARTED))]
+    started = [
+        name for name in job_files.processes(folder) if os.path.exists(os.path.join(folder, name, job_files.STARTED))
+    ]
     records = _records(folder)
-    if not started or (len(records) < len(started) and not os.path.exists(os.path.join(folder, files.CGROUP))):
+    if not started or (len(records) < len(started) and not os.path.exists(os.path.join(folder, job_files.CGROUP))):
         return False
     return all(record.get("path") and _is_empty(record) for record in records)
 
@@ -272,6 +274,6 @@ def _is_visible(path: str) -> bool:
 
 
 def _records(folder: str) -> list[dict[str, Any]]:
-    folders = [folder, *(os.path.join(folder, name) for name in files.processes(folder))]
-    found = (files.read_json(os.path.join(each, files.CGROUP)) for each in folders)
+    folders = [folder, *(os.path.join(folder, name) for name in job_files.processes(folder))]
+    found = (job_files.read_json(os.path.join(each, job_files.CGROUP)) for each in folders)
     return [record for record in found if isinstance(record, dict)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, lean
+from torchfab.remote import job_files, light_stdlib
 from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.rank_tracker import RankTracker
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class EndRequest:
         """
         kill_at = time.monotonic() + self.grace_s()
         if self.signal is None:
-            self.signal, self.requested = lean.signal_name(number), time.time()
+            self.signal, self.requested = light_stdlib.signal_name(number), time.time()
             self.ending.number = number
             self.kill_at = kill_at
             if self.spec.get("stop_by_file") and not self._is_stop_requested():
@@ -86,7 +86,7 @@ class EndRequest:
         now = time.monotonic()
         if self.ranks_ended is None:
             self.ranks_ended = now
-            _touch(os.path.join(self.folder, files.RANKS_ENDED))
+            _touch(os.path.join(self.folder, job_files.RANKS_ENDED))
             if not may_end and self.kill_at is not None:
                 self.kill_at += _LAUNCHERS_MIN_S  # ranks of other nodes may use their whole grace period
         if had_ranks and may_end and self.kill_at is not None:
@@ -97,7 +97,7 @@ class EndRequest:
         return self.kill_at is not None and time.monotonic() > self.kill_at
 
     def _is_stop_requested(self) -> bool:
-        return os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP))
+        return os.path.exists(os.path.join(os.path.dirname(self.folder), job_files.STOP))
 
     def _may_launchers_end(self) -> bool:
         """Return whether launchers may end: not while a stop waits for ranks of other nodes, which may need them."""
@@ -114,7 +114,7 @@ class EndRequest:
         return float(self._stop().get("grace_s", self.spec["grace_s"]))
 
     def _stop(self) -> dict[str, Any]:
-        return files.read_json(os.path.join(os.path.dirname(self.folder), files.STOP)) or {}
+        return job_files.read_json(os.path.join(os.path.dirname(self.folder), job_files.STOP)) or {}
 
     def rank_ends(self, killed: dict[int, str]) -> dict[str, Any]:
         """Return how ranks ended after the request: by themselves or killed, and how long the former took.

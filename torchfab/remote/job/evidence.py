@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.host import kernel_log, machine_facts
 from torchfab.remote.job import disks, log_files, log_search, status
 
@@ -41,7 +41,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         messages since the start of the job), `disks`, `halted` (names of stopped processes), `gpus` (their number),
         `boot_id`, `collectives` (as `torchfab.remote.job.recorder.collectives` returns them).
     """
-    folder = files.folder_of(request)
+    folder = job_files.folder_of(request)
     job_status = status.status(folder, request["job_id"], request["node_rank"])
     found = collect(folder, request["max_bytes"], request["search_s"])
     return {**job_status, "evidence": {**found, **_machine_evidence(folder, job_status, found["logs"])}}
@@ -66,7 +66,7 @@ def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
         since the epoch), and the parts that `log_search.search` found; `reports`: the contents of error files of the
         ranks or of torchrun.
     """
-    names = files.processes(folder)
+    names = job_files.processes(folder)
     return {
         "ends": {name: _exit_record(os.path.join(folder, name)) for name in names},
         "logs": _logs(folder, names, max_bytes, time.monotonic() + search_s),
@@ -118,15 +118,15 @@ def _collectives(folder: str, job_status: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _exit_record(folder: str) -> dict[str, Any]:
-    record = files.read_json(os.path.join(folder, files.EXIT)) or {}
+    record = job_files.read_json(os.path.join(folder, job_files.EXIT)) or {}
     keys = ("asked", "killed", "left", "error", "oom_kills", "time", "peers")
     return {key: record[key] for key in keys if key in record}
 
 
 def _logs_of_last_attempt(folder: str) -> list[tuple[log_files.LogFile, int | str]]:
     """Return the log files of a process with their labels; of its ranks, those of the last attempt only."""
-    ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
-    found = log_files.find(folder, files.read_json(os.path.join(folder, files.SPEC)) or {})
+    ranks = job_files.read_json(os.path.join(folder, job_files.RANKS)) or []
+    found = log_files.find(folder, job_files.read_json(os.path.join(folder, job_files.SPEC)) or {})
     last_attempt = max((log.attempt for log in found), default=0)
     return [(log, log.label(ranks)) for log in found if log.local_rank is None or log.attempt == last_attempt]
 
@@ -147,8 +147,8 @@ def _log_entry(
 
 def _reports(folder: str) -> list[dict[str, Any]]:
     """Return the error files of a process, in torchelastic's format, written by the ranks or by torchrun."""
-    ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
-    spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
+    ranks = job_files.read_json(os.path.join(folder, job_files.RANKS)) or []
+    spec = job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}
     found = []
     for log in log_files.find(folder, spec):
         if log.local_rank is not None and log.path.endswith("stderr.log"):
@@ -162,7 +162,7 @@ def _reports(folder: str) -> list[dict[str, Any]]:
 def _report(path: str, label: int | str, attempt: int) -> dict[str, Any]:
     if log_files.size(path) > _MAX_REPORT_BYTES:
         return {}
-    content = (files.read_json(path) or {}) if os.path.exists(path) else {}
+    content = (job_files.read_json(path) or {}) if os.path.exists(path) else {}
     message = content.get("message", "") if isinstance(content, dict) else ""
     extra = message.get("extraInfo") if isinstance(message, dict) else {}
     text = message.get("message", "") if isinstance(message, dict) else message
@@ -176,14 +176,14 @@ def _report(path: str, label: int | str, attempt: int) -> dict[str, Any]:
 
 
 def _workdirs(folder: str) -> list[str]:
-    specs = (files.read_json(os.path.join(folder, name, files.SPEC)) for name in files.processes(folder))
+    specs = (job_files.read_json(os.path.join(folder, name, job_files.SPEC)) for name in job_files.processes(folder))
     return list(dict.fromkeys(str(spec["cwd"]) for spec in specs if spec))
 
 
 def _halted(folder: str, process: dict[str, Any]) -> list[str]:
     """Return names of the process and its ranks that run but are stopped, by a signal (SIGSTOP) or a debugger."""
     ranks = [(f"rank {rank['rank']}", rank["pid"], rank["start_time"]) for rank in process["ranks"]]
-    started = files.read_json(os.path.join(folder, process["name"], files.STARTED)) or {}
+    started = job_files.read_json(os.path.join(folder, process["name"], job_files.STARTED)) or {}
     if started and started["pid"] not in [pid for _, pid, _ in ranks]:
         ranks.append((process["name"], started["pid"], started["start_time"]))
     return [name for name, pid, start in ranks if procfs.is_alive(pid, start) and _is_halted(pid)]

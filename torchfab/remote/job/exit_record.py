@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from torchfab.remote import lean, procfs
+from torchfab.remote import light_stdlib, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def compose(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, i
     oom_kills = (procfs.oom_kills() or 0) - watch.oom_kills
     record: dict[str, Any] = {
         "code": code,
-        "signal": lean.signal_name(-code) if code is not None and code < 0 else None,
+        "signal": light_stdlib.signal_name(-code) if code is not None and code < 0 else None,
         "time": watch.ended[0] if watch.ended else time.time(),
         "asked": watch.request.signal,
         "warned": watch.warned,

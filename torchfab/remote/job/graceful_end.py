@@ -13,7 +13,7 @@ import os
 
 from torchfab.remote import procfs
 from torchfab.remote.job.launcher_hold import Hold
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,13 +117,13 @@ class GracefulEnd:
         folder : str
             The job's folder, whose files are logs.
         """
-        from torchfab.remote.job import written_files  # imported here: most ranks end by themselves
+        from torchfab.remote.job import open_files  # imported here: most ranks end by themselves
 
         for pid in pids:
             key = (pid, procfs.start_time(pid))
             number = self.signaled.get(key)
             if number is not None and key not in self.unfinished and procfs.handles(pid, number):
-                self.unfinished[key] = written_files.written_by([pid, *procfs.descendants([pid])], folder)
+                self.unfinished[key] = open_files.written_by([pid, *procfs.descendants([pid])], folder)
 
     def _end_tree(self, top: int) -> None:
         held = self.hold.traced | self.hold.stopped

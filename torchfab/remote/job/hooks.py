@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import child, files
-from torchfab.remote.lean import signal
+from torchfab.remote import child_process, job_files
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ EXIT_CODE = "TORCHFAB_EXIT_CODE"
 _SHOWN_LINES = 12
 
 
-def start(command: str, cwd: str, env: Mapping[str, str], log: str) -> child.Child:
+def start(command: str, cwd: str, env: Mapping[str, str], log: str) -> child_process.Child:
     """Start a hook.
 
     Parameters
@@ -47,12 +47,12 @@ def start(command: str, cwd: str, env: Mapping[str, str], log: str) -> child.Chi
     environ = {name: value for name, value in env.items() if name not in _RANK_VARIABLES}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        return child.start(("/bin/sh", "-c", command), environ, cwd, output, child.end_with_parent)
+        return child_process.start(("/bin/sh", "-c", command), environ, cwd, output, child_process.end_with_parent)
     finally:
         os.close(output)
 
 
-def await_end(process: child.Child, keeps_waiting: Callable[[], bool]) -> str:
+def await_end(process: child_process.Child, keeps_waiting: Callable[[], bool]) -> str:
     """Wait for the end of a hook.
 
     Parameters
@@ -95,8 +95,8 @@ def before(folder: str, request: dict[str, Any], env: Mapping[str, str], is_dist
         How it failed, with the end of its output; empty where it ended with 0.
     """
     own = os.path.join(folder, request["process"]["name"])
-    files.make_private(own)
-    log, timeout_s = os.path.join(own, files.BEFORE_LOG), request["timeout_s"]
+    job_files.make_private(own)
+    log, timeout_s = os.path.join(own, job_files.BEFORE_LOG), request["timeout_s"]
     deadline = time.monotonic() + timeout_s
     try:
         process = start(request["command"], request["process"]["cwd"], env, log)
@@ -121,7 +121,9 @@ def exit_code(folder: str) -> int:
     int
         That of the first process that has failed, as a shell reports it; 0 where none has.
     """
-    ends = [files.read_json(os.path.join(folder, name, files.EXIT)) or {} for name in files.processes(folder)]
+    ends = [
+        job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {} for name in job_files.processes(folder)
+    ]
     codes = [(end.get("time") or 0.0, end["code"]) for end in ends if end.get("code")]
     code = min(codes)[1] if codes else 0
     return code if code >= 0 else 128 - code
@@ -139,7 +141,9 @@ def stop_s(folder: str) -> float:
     -------
     float
     """
-    specs = (files.read_json(os.path.join(folder, name, files.SPEC)) or {} for name in files.processes(folder))
+    specs = (
+        job_files.read_json(os.path.join(folder, name, job_files.SPEC)) or {} for name in job_files.processes(folder)
+    )
     return STOPPED_S if any(spec.get("after") for spec in specs) else 0.0
 
 

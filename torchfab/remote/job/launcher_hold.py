@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import lean, procfs
-from torchfab.remote.lean import signal
+from torchfab.remote import light_stdlib, procfs
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _is_child(pid: int) -> bool:
 
 
 def _ptrace(request: int, pid: int, number: int = 0) -> int:
-    return lean.c_function("ptrace")(request, pid, 0, number)
+    return light_stdlib.c_function("ptrace")(request, pid, 0, number)
 
 
 def _signal(pid: int, number: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.host import shared_memory
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ def clear(folder: str) -> dict[str, int]:
     dict of str to int
         `files` and `bytes` of shared memory, and `folders`: how much was removed.
     """
-    started = [record for name in files.processes(folder) if (record := _started(folder, name))]
+    started = [record for name in job_files.processes(folder) if (record := _started(folder, name))]
     since = min((float(record["time"]) for record in started), default=float("inf"))
     own = os.getuid()
     shared = [(path, state) for path, state in shared_memory.orphans(since) if state.st_uid == own]
@@ -48,11 +48,13 @@ def clear(folder: str) -> dict[str, int]:
 
 
 def _started(folder: str, name: str) -> dict[str, Any]:
-    return files.read_json(os.path.join(folder, name, files.STARTED)) or {}
+    return job_files.read_json(os.path.join(folder, name, job_files.STARTED)) or {}
 
 
 def _temporary(folder: str) -> list[str]:
-    specs = (files.read_json(os.path.join(folder, name, files.SPEC)) or {} for name in files.processes(folder))
+    specs = (
+        job_files.read_json(os.path.join(folder, name, job_files.SPEC)) or {} for name in job_files.processes(folder)
+    )
     return sorted({str((spec.get("env") or {}).get("TMPDIR") or "/tmp") for spec in specs})
 
 

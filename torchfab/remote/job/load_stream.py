@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.host import gpu_usage, host_usage
 from torchfab.remote.job import log_reader, status, step_rate
 
@@ -58,7 +58,7 @@ class JobProbe:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
-        self.folder = files.folder_of(request)
+        self.folder = job_files.folder_of(request)
         self.rate = step_rate.StepRate()
         self.reader: log_reader.Reader | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 AGENT = "agent"
-_HOOKS = ((files.BEFORE_LOG, "before"), (files.AFTER_LOG, "after"))
+_HOOKS = ((job_files.BEFORE_LOG, "before"), (job_files.AFTER_LOG, "after"))
 _MAX_TIME = 1e11  # seconds since the epoch; larger numbers are not a time and are skipped
 
 
@@ -92,7 +92,7 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
     list of LogFile
         The process's own output first.
     """
-    found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
+    found = [LogFile(folder, job_files.OUTPUT, rank=spec.get("rank"))]
     found += [LogFile(folder, name, title=title) for name, title in _HOOKS if os.path.exists(f"{folder}/{name}")]
     for path in _paths(folder) if spec.get("rank_logs") else ():
         import re  # imported here: the supervisor starts before there are such files
@@ -148,7 +148,7 @@ class Timeline:
     MIN_INTERVAL_S = 1.0
 
     def __init__(self, folder: str) -> None:
-        self.path = os.path.join(folder, files.TIMELINE)
+        self.path = os.path.join(folder, job_files.TIMELINE)
         self.recorded: dict[str, tuple[float, int]] = {}
 
     def record(self, logs: list[LogFile], now: float, force: bool = False) -> None:
@@ -194,7 +194,7 @@ class WriteTimes:
         self.sizes: dict[str, list[int]] = {}
         self.times: dict[str, list[float]] = {}
         try:
-            with open(os.path.join(folder, files.TIMELINE), errors="surrogateescape") as file:
+            with open(os.path.join(folder, job_files.TIMELINE), errors="surrogateescape") as file:
                 for line in file:
                     self._parse(line)
         except OSError:

@@ -11,7 +11,7 @@ import re
 import time
 from collections import deque
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_files, status
 
 TYPE_CHECKING = False
@@ -62,10 +62,10 @@ class Reader:
             Each with its label.
         """
         found = []
-        for name in files.processes(self.folder):
+        for name in job_files.processes(self.folder):
             folder = os.path.join(self.folder, name)
-            ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
-            spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
+            ranks = job_files.read_json(os.path.join(folder, job_files.RANKS)) or []
+            spec = job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}
             found += [(log, log.label(ranks)) for log in log_files.find(folder, spec)]
         return [(log, label) for log, label in found if self.labels is None or label in self.labels]
 
@@ -241,7 +241,7 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
     dict
         Empty.
     """
-    folder, job_id, node_rank = files.folder_of(request), request["job_id"], request["node_rank"]
+    folder, job_id, node_rank = job_files.folder_of(request), request["job_id"], request["node_rank"]
     stream(folder, job_id, node_rank, request, server.send, server.is_disconnected)
     return {}
 

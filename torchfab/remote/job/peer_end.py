@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 
-from torchfab.remote import lean, procfs
+from torchfab.remote import light_stdlib, procfs
 from torchfab.remote.job.graceful_end import GracefulEnd, launchers_above
 from torchfab.remote.job.rank_tracker import RankTracker
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class PeerEnd:
         if self.is_all_signaled and number == signal.SIGTERM:
             self.ending.assume_signaled(running)
         self.ending.hold.hold([pid])
-        self._begin(_REASONS.get(number) or lean.signal_name(number))
+        self._begin(_REASONS.get(number) or light_stdlib.signal_name(number))
 
     def look(self, top: int) -> None:
         """Begin when a rank has failed, where launchers cannot be watched.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.host import machine_facts, package_environment
 from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
-from torchfab.remote.job import checks
-from torchfab.remote.lean import socket
+from torchfab.remote.job import requirement_checks
+from torchfab.remote.light_stdlib import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Preparation:
         self.request = request
         self.environ = dict(os.environ)
         self.problems: list[dict[str, str]] = []
-        self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
+        self.folder = job_files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
         self.port_socket: Any = None
         self.folder_made = False
 
@@ -68,7 +68,7 @@ class Preparation:
         }
         if self.request.get("setup") and not setup:  # what else fails follows from that
             return {"facts": facts, "problems": self.problems}
-        checked, problems = checks.run(self.request, self.environ)
+        checked, problems = requirement_checks.run(self.request, self.environ)
         self.problems += problems
         facts = {**facts, **checked, "glance": self._quick_results(quick_probe)}
         if self.request["write"] and not self.problems:
@@ -92,7 +92,7 @@ class Preparation:
         try:
             self.environ = login_setup.run(request["setup"], request["workdir"], request["setup_timeout_s"], before)
         except login_setup.SetupError as error:
-            self.problems.append(checks.problem(error.what, error.fix))
+            self.problems.append(requirement_checks.problem(error.what, error.fix))
             return None
         python = login_setup.find_python(before, self.environ) if request.get("python_is_default") else ""
         self.request = {**request, "python": python or request["python"]}
@@ -108,7 +108,7 @@ class Preparation:
             self.port_socket = reserve_port(port)
         except OSError as error:
             fix = "choose another --port, or leave it out for a free one"
-            self.problems.append(checks.problem(_port_problem(port, error), fix))
+            self.problems.append(requirement_checks.problem(_port_problem(port, error), fix))
             return int(port)
         return int(self.port_socket.getsockname()[1])
 
@@ -116,23 +116,23 @@ class Preparation:
 
     def _make_folder(self, bundle: str) -> None:
         try:
-            files.make_private(os.path.dirname(self.folder))
+            job_files.make_private(os.path.dirname(self.folder))
             self._hide_from_git()
             os.mkdir(self.folder, 0o700)
             self.folder_made = True
-            files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
-            files.reserve_space(os.path.join(self.folder, files.STOP))
+            job_files.write_text(os.path.join(self.folder, job_files.BUNDLE), bundle)
+            job_files.reserve_space(os.path.join(self.folder, job_files.STOP))
         except OSError as error:
             what = f"cannot write {self._node_dir()}: {error.strerror or error}"
             fix = "free disk space, check permissions, or change the setting node_dir (fab config)"
-            self.problems.append(checks.problem(what, fix))
+            self.problems.append(requirement_checks.problem(what, fix))
             self.discard()
 
     def _hide_from_git(self) -> None:
         # The folder may lie in the user's working copy.
         path = os.path.join(self._node_dir(), ".gitignore")
         if not os.path.exists(path):
-            files.write_text(path, "*\n")
+            job_files.write_text(path, "*\n")
 
     def _node_dir(self) -> str:
         return os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
@@ -147,7 +147,7 @@ class Preparation:
         """Undo what phase one made: the port reservation and the folder."""
         self.release_port()
         if self.folder_made:
-            files.remove_job_folder(self.folder)
+            job_files.remove_job_folder(self.folder)
             self.folder_made = False
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import child, files, lean, procfs
+from torchfab.remote import child_process, job_files, light_stdlib, procfs
 from torchfab.remote.job import exit_record, leftovers, log_files
 from torchfab.remote.job.clean_up import CleanUp, signal_all
-from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.end_request import EndRequest
 from torchfab.remote.job.peer_end import PeerEnd
 from torchfab.remote.job.rank_tracker import RankTracker
-from torchfab.remote.lean import signal
+from torchfab.remote.job.window_output import Window
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class ProcessWatch:
 
     def __init__(self, folder: str, number: int = 0, env: dict[str, str] | None = None) -> None:
         self.folder = folder
-        self.spec: dict[str, Any] = files.read_json(self.path(files.SPEC))
+        self.spec: dict[str, Any] = job_files.read_json(self.path(job_files.SPEC))
         self.env = env
         # Warning signals, sent to all processes directly: not forwarded, and ignored unless a process handles them.
         self.warning_signals = [getattr(signal, name) for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
-        self.child: child.Child | None = None
+        self.child: child_process.Child | None = None
         self.child_env: dict[str, str] = {}  # kept for `--after`
         self.after: AfterHook | None = None
         self.ranks = RankTracker(folder, 0)
@@ -117,18 +117,18 @@ class ProcessWatch:
             return
         self.ranks.root = self.child.pid
 
-    def _start(self) -> child.Child:
+    def _start(self) -> child_process.Child:
         env = {**self.spec["env"], **self._take_secrets()} if self.env is None else self.env
-        log = os.open(self.path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(self.path(job_files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self.child_env = env if self.spec.get("after") else {}
             with self.containment:
-                return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
+                return child_process.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
         finally:
             os.close(log)
 
     def _before_exec(self) -> None:
-        child.end_with_parent()
+        child_process.end_with_parent()
         for number in self.warning_signals:
             signal.signal(number, signal.SIG_IGN)
 
@@ -138,8 +138,8 @@ class ProcessWatch:
         self._begin_clean_up()
 
     def _take_secrets(self) -> dict[str, str]:
-        path = self.path(files.SECRETS)
-        secrets = files.read_json(path) or {}
+        path = self.path(job_files.SECRETS)
+        secrets = job_files.read_json(path) or {}
         try:
             os.unlink(path)
         except FileNotFoundError:  # it has none, or a stop has just removed them
@@ -155,8 +155,8 @@ class ProcessWatch:
         except OSError as error:
             self._fail(error)
             return
-        files.reserve_space(self.path(files.EXIT), times=2)
-        files.reserve_space(self.path(files.RANKS))
+        job_files.reserve_space(self.path(job_files.EXIT), times=2)
+        job_files.reserve_space(self.path(job_files.RANKS))
 
     def _write_started(self, pid: int) -> None:
         own_pid = os.getpid()
@@ -168,7 +168,7 @@ class ProcessWatch:
             "boot_id": procfs.boot_id(),
             "time": time.time(),
         }
-        files.write_json(self.path(files.STARTED), record)
+        job_files.write_json(self.path(job_files.STARTED), record)
 
     # ---- the watch
 
@@ -270,7 +270,7 @@ class ProcessWatch:
             A signal that the supervisor got, or SIGHUP when the process's window was closed.
         """
         if number in self.warning_signals:
-            self.warned = lean.signal_name(number)
+            self.warned = light_stdlib.signal_name(number)
         elif self.is_cleaning or self.code is not None:
             if number in ENDING:
                 self._hasten()
@@ -302,7 +302,7 @@ class ProcessWatch:
         if text not in self.errors:
             self.errors.add(text)
             try:
-                with open(self.path(files.ERRORS), "a", encoding="utf-8", errors="surrogateescape") as file:
+                with open(self.path(job_files.ERRORS), "a", encoding="utf-8", errors="surrogateescape") as file:
                     file.write(text)
             except OSError:
                 pass
@@ -360,11 +360,11 @@ class ProcessWatch:
         cleared = self._clear_leftovers()
         if not self.error:
             has_failed = bool(returncode) and self.spec.get("rank") is None
-            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time(), has_failed)
+            self.ranks.complete(self.path(job_files.OUTPUT), self.ended[0] if self.ended else time.time(), has_failed)
         self._show_rest()
         self._write_exit(cleared=cleared)
-        for name in (files.EXIT, files.RANKS):
-            files.release_space(self.path(name))
+        for name in (job_files.EXIT, job_files.RANKS):
+            job_files.release_space(self.path(name))
         if any(each.code is None for each in self.siblings):
             self.window.write(f"torchfab: {os.path.basename(self.folder)} has ended\n".encode())
         self.window.close()
@@ -384,9 +384,9 @@ class ProcessWatch:
     def _write_exit(self, **more: Any) -> None:
         record = exit_record.compose(self, **more)
         try:
-            files.write_json(self.path(files.EXIT), record)
+            job_files.write_json(self.path(job_files.EXIT), record)
         except OSError as error:  # a full disk: only the window and the exit code can still report it
-            self.window.write(f"torchfab: cannot write {self.path(files.EXIT)}: {error}\n".encode())
+            self.window.write(f"torchfab: cannot write {self.path(job_files.EXIT)}: {error}\n".encode())
 
 
 def _session_of(pid: int) -> int:

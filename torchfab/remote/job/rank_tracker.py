@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class RankTracker:
     """
 
     def __init__(self, folder: str, root: int) -> None:
-        self.path = os.path.join(folder, files.RANKS)
+        self.path = os.path.join(folder, job_files.RANKS)
         self.root = root
         self.ranks: list[dict[str, Any]] = []
         self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
@@ -157,7 +157,7 @@ class RankTracker:
 
     def _save(self) -> None:
         try:
-            files.write_json(self.path, self.ranks)
+            job_files.write_json(self.path, self.ranks)
             self.is_saved = True
         except OSError:  # on a full disk only this record fails, never the job; `sweep` tries again
             self.is_saved = False

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 
-from torchfab.remote import files, procfs, thread_dump
+from torchfab.remote import job_files, procfs, thread_dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def collectives(folder: str, timeout_s: float) -> list[dict[str, Any]]:
     list of dict
         As `describe` returns them, with `stack`: the main thread, the innermost frame first.
     """
-    probes = [probe for name in files.processes(folder) for probe in find(os.path.join(folder, name))]
+    probes = [probe for name in job_files.processes(folder) for probe in find(os.path.join(folder, name))]
     answers = ask(probes, timeout_s)
     now = time.time()
     return [
@@ -128,12 +128,12 @@ def keep(folder: str, timeout_s: float) -> None:
     timeout_s : float
         Seconds that the probes have, all together.
     """
-    probes = [probe for name in files.processes(folder) for probe in find(os.path.join(folder, name))]
+    probes = [probe for name in job_files.processes(folder) for probe in find(os.path.join(folder, name))]
     if not probes:
         return
     folders = {probe.pid: os.path.dirname(probe.path) for probe in probes}
     for found in collectives(folder, timeout_s):
-        files.write_json(os.path.join(folders[found["pid"]], f"{found['rank']}-{found['pid']}{KEPT}"), found)
+        job_files.write_json(os.path.join(folders[found["pid"]], f"{found['rank']}-{found['pid']}{KEPT}"), found)
 
 
 def kept(folder: str) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def kept(folder: str) -> list[dict[str, Any]]:
         As `collectives` returns them.
     """
     best: dict[int, tuple[bool, dict[str, Any]]] = {}
-    places = [os.path.join(folder, name, FOLDER) for name in files.processes(folder)]
+    places = [os.path.join(folder, name, FOLDER) for name in job_files.processes(folder)]
     paths = [os.path.join(place, name) for place in places for name in _list(place)]
     for path in sorted(paths, key=_modified):
         record = _read_kept(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def write(folder: str, secrets: dict[str, str], key: str) -> None:
     """
     entries = digests(secrets, key)
     if entries:
-        files.write_json(os.path.join(folder, FILE), entries)
+        job_files.write_json(os.path.join(folder, FILE), entries)
 
 
 def digests(secrets: dict[str, str], key: str) -> list[Any]:
@@ -93,7 +93,7 @@ def load_redactor(folder: str, key: str) -> Callable[[Any], Any] | None:
     callable or None
         Takes and returns a value made of dicts, lists and strings; None when there are no secrets.
     """
-    entries = files.read_json(os.path.join(folder, FILE)) if key else None
+    entries = job_files.read_json(os.path.join(folder, FILE)) if key else None
     return make_redactor(entries, key) if entries else None
 
 

@@ -6,9 +6,9 @@ import os
 import sys
 import time
 
-from torchfab.remote import files, tmux
+from torchfab.remote import job_files, tmux
 from torchfab.remote.host.login_environment import is_inherited
-from torchfab.remote.job import bytecode_cache, console, redaction, start_barrier
+from torchfab.remote.job import bytecode_cache, redaction, start_barrier, window_output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
     error = tmux.open_session(request["session"], windows(folder, names), request["start_timeout_s"])
     if error:
         return {"started": [], "problems": [{"what": f"cannot open the tmux session: {error}", "fix": _TMUX_FIX}]}
-    return _await_all(folder, files.READY, names, request["start_timeout_s"])
+    return _await_all(folder, job_files.READY, names, request["start_timeout_s"])
 
 
 def process_environment(
@@ -101,7 +101,7 @@ def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
         `started`: names of the processes that have started; `problems`: one for each of the others.
     """
     start_barrier.release(folder, names)
-    return _await_all(folder, files.STARTED, names, timeout_s)
+    return _await_all(folder, job_files.STARTED, names, timeout_s)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -111,21 +111,21 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
-    files.make_private(folder)
+    job_files.make_private(folder)
     for sub in process.get("folders", ()):
-        files.make_private(os.path.join(folder, sub))
+        job_files.make_private(os.path.join(folder, sub))
     for path, text in process.get("files", {}).items():
         _write_file(os.path.join(folder, path), text)
     spec = {key: value for key, value in process.items() if key not in ("secrets", "files", "path", "python_path")}
     spec.update(grace_s=grace_s, held_by=start_barrier.server_identity())
     if process["secrets"]:
-        files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
-    files.write_json(os.path.join(folder, files.SPEC), spec)
+        job_files.write_json(os.path.join(folder, job_files.SECRETS), process["secrets"])
+    job_files.write_json(os.path.join(folder, job_files.SPEC), spec)
 
 
 def _write_file(path: str, text: str) -> None:
-    files.make_private(os.path.dirname(path))
-    files.write_text(path, text)
+    job_files.make_private(os.path.dirname(path))
+    job_files.write_text(path, text)
     if text.startswith("#!"):
         os.chmod(path, 0o700)
 
@@ -155,8 +155,8 @@ def windows(folder: str, names: list[str]) -> list[tuple[str, list[str]]]:
     list of (str, list of str)
         Name and command of each window.
     """
-    program = [sys.executable, "-I", "-S", os.path.join(folder, files.BUNDLE), "supervise"]
-    viewers = [(name, console.viewer_argv(os.path.join(folder, name))) for name in names[1:]]
+    program = [sys.executable, "-I", "-S", os.path.join(folder, job_files.BUNDLE), "supervise"]
+    viewers = [(name, window_output.viewer_argv(os.path.join(folder, name))) for name in names[1:]]
     return [(names[0], [*program, *names]), *((name, argv) for name, argv in viewers if argv)]
 
 
@@ -184,15 +184,15 @@ def _await_all(folder: str, marker: str, names: list[str], timeout_s: float) -> 
 
 
 def _error(folder: str, name: str) -> str:
-    path = os.path.join(folder, name, files.EXIT)
-    return str((files.read_json(path) or {}).get("error") or "") if os.path.exists(path) else ""
+    path = os.path.join(folder, name, job_files.EXIT)
+    return str((job_files.read_json(path) or {}).get("error") or "") if os.path.exists(path) else ""
 
 
 def _write_error(folder: str) -> str:
     """Return why nothing can be written into a folder; empty if it can."""
     path = os.path.join(folder, f".write-{os.getpid()}")
     try:
-        files.write_text(path, " " * 4096)
+        job_files.write_text(path, " " * 4096)
         os.unlink(path)
     except OSError as error:
         return f"cannot write {folder}: {error.strerror or error}"

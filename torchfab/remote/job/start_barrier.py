@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files, procfs
-from torchfab.remote.lean import signal
+from torchfab.remote import job_files, procfs
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def report_ready(folder: str) -> None:
     folder : str
         The process's folder.
     """
-    temporary = os.path.join(folder, files.READY + ".new")
+    temporary = os.path.join(folder, job_files.READY + ".new")
     with open(temporary, "w", opener=_private) as file:  # no fsync: the file matters only during the launch
         file.write(str(os.getpid()))
-    os.replace(temporary, os.path.join(folder, files.READY))
+    os.replace(temporary, os.path.join(folder, job_files.READY))
 
 
 def _private(path: str, flags: int) -> int:
@@ -58,10 +58,10 @@ def release(folder: str, names: list[str]) -> None:
     names : list of str
         Names of the processes.
     """
-    with open(os.path.join(folder, files.GO), "w", opener=_private):
+    with open(os.path.join(folder, job_files.GO), "w", opener=_private):
         pass
     for name in names:
-        pid = files.read_json(os.path.join(folder, name, files.READY))
+        pid = job_files.read_json(os.path.join(folder, name, job_files.READY))
         try:
             # Only wakes the supervisor, which then checks the barrier.
             os.kill(pid, signal.SIGCHLD)
@@ -105,8 +105,8 @@ def may_start(folder: str, held_by: dict[str, Any] | None) -> bool | None:
     """
     # Checked before the files, so that a server that releases and then ends is not mistaken for one that only ended.
     is_held = held_by is not None and procfs.is_alive(held_by["pid"], held_by["start_time"])
-    if os.path.exists(os.path.join(folder, files.STOP)):
+    if os.path.exists(os.path.join(folder, job_files.STOP)):
         return False
-    if held_by is None or os.path.exists(os.path.join(folder, files.GO)):
+    if held_by is None or os.path.exists(os.path.join(folder, job_files.GO)):
         return True
     return None if is_held else False

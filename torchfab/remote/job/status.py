@@ -6,9 +6,9 @@ import os
 import re
 import time
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import containment, log_files
-from torchfab.remote.job.search import job_processes
+from torchfab.remote.job.process_search import job_processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `status` returns it.
     """
-    return status(files.folder_of(request), request["job_id"], request["node_rank"])
+    return status(job_files.folder_of(request), request["job_id"], request["node_rank"])
 
 
 def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) 
         folder does; `stop_asked`: time of the stop request, or None; `left`: leftover processes, if the state of one is
         `lost`, or those that could not be ended.
     """
-    stop = files.read_json(os.path.join(folder, files.STOP))
-    entries = [_process_status(os.path.join(folder, name), name, stop, alive) for name in files.processes(folder)]
+    stop = job_files.read_json(os.path.join(folder, job_files.STOP))
+    entries = [_process_status(os.path.join(folder, name), name, stop, alive) for name in job_files.processes(folder)]
     answer: dict[str, Any] = {"processes": entries, "now": time.time(), "exists": os.path.isdir(folder)}
     answer["stop_asked"] = stop["time"] if stop else None
     if alive is None and any(entry["state"] == "lost" for entry in entries):
@@ -79,9 +79,11 @@ def unended(folder: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        As `torchfab.remote.job.search.identify` returns them.
+        As `torchfab.remote.job.process_search.identify` returns them.
     """
-    ends = (files.read_json(os.path.join(folder, name, files.EXIT)) or {} for name in files.processes(folder))
+    ends = (
+        job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {} for name in job_files.processes(folder)
+    )
     found = [each for end in ends for each in end.get("foreign", [])]
     return [each for each in found if procfs.is_alive(each["pid"], each["start_time"])]
 
@@ -117,21 +119,21 @@ def process_states(folder: str) -> dict[str, str]:
         As in `status`, by the name of the process.
     """
     states = {}
-    stop = files.read_json(os.path.join(folder, files.STOP))
-    for name in files.processes(folder):
-        started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
-        ended = files.read_json(os.path.join(folder, name, files.EXIT))
+    stop = job_files.read_json(os.path.join(folder, job_files.STOP))
+    for name in job_files.processes(folder):
+        started = job_files.read_json(os.path.join(folder, name, job_files.STARTED)) or {}
+        ended = job_files.read_json(os.path.join(folder, name, job_files.EXIT))
         states[name] = _state(os.path.join(folder, name), started, ended, stop)[0]
     return states
 
 
 def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: bool | None = None) -> dict[str, Any]:
-    spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
-    started = files.read_json(os.path.join(folder, files.STARTED)) or {}
-    ended = files.read_json(os.path.join(folder, files.EXIT))
+    spec = job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}
+    started = job_files.read_json(os.path.join(folder, job_files.STARTED)) or {}
+    ended = job_files.read_json(os.path.join(folder, job_files.EXIT))
     state, reason = _state(folder, started, ended, stop, alive)
     ranks = read_ranks(folder)
-    reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
+    reported = reported_failures(os.path.join(folder, job_files.OUTPUT)) if state == "failed" else []
     _fill_codes(ranks, state, reported)
     return {
         "name": name,
@@ -162,10 +164,10 @@ def read_ranks(folder: str) -> list[dict[str, Any]]:
     list of dict
         The entries of ranks.json.
     """
-    spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
-    started = files.read_json(os.path.join(folder, files.STARTED)) or {}
-    ended = files.read_json(os.path.join(folder, files.EXIT))
-    return files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
+    spec = job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}
+    started = job_files.read_json(os.path.join(folder, job_files.STARTED)) or {}
+    ended = job_files.read_json(os.path.join(folder, job_files.EXIT))
+    return job_files.read_json(os.path.join(folder, job_files.RANKS)) or _own_rank(spec, started, ended)
 
 
 def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str, int]]) -> None:
@@ -208,10 +210,10 @@ def _state(
 
 def _unstarted_state(folder: str, alive: bool | None) -> tuple[str, str]:
     """Return the state of a process that has not started: `lost` if its supervisor can no longer start it."""
-    held_by = (files.read_json(os.path.join(folder, files.SPEC)) or {}).get("held_by") or {}
+    held_by = (job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}).get("held_by") or {}
     if alive is None and held_by.get("boot_id", procfs.boot_id()) != procfs.boot_id():
         return "lost", "the node was restarted before it had started"
-    supervisor = files.read_json(os.path.join(folder, files.READY))
+    supervisor = job_files.read_json(os.path.join(folder, job_files.READY))
     if alive is None and isinstance(supervisor, int) and not procfs.is_running(supervisor):
         return "lost", "its supervisor was killed before it had started"
     return "starting", ""

@@ -6,10 +6,10 @@ import os
 import signal
 import time
 
-from torchfab.remote import files, procfs, tmux
+from torchfab.remote import job_files, procfs, tmux
 from torchfab.remote.job import containment, hooks, leftovers
 from torchfab.remote.job.graceful_end import GracefulEnd
-from torchfab.remote.job.search import Search, identify, job_processes
+from torchfab.remote.job.process_search import Search, identify, job_processes
 from torchfab.remote.job.status import unended
 
 TYPE_CHECKING = False
@@ -50,11 +50,11 @@ def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[
     """
     asked = len(job_processes(job_id, node_rank, containment.groups(folder)))
     deadline = time.monotonic() + grace_s
-    supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
+    supervisors = procfs.running_program(os.path.join(folder, job_files.BUNDLE))
     if supervisors and os.path.isdir(folder):
         write_stop(folder, time.time(), grace_s, ranks_first=True)
         _signal_all(supervisors, signal.SIGTERM)
-    processes = [os.path.join(folder, name) for name in files.processes(folder)]
+    processes = [os.path.join(folder, name) for name in job_files.processes(folder)]
     while time.monotonic() < deadline and any(_is_supervised(each) and may_have_ranks(each) for each in processes):
         time.sleep(_POLL_S)
     return {"asked": asked}
@@ -72,12 +72,12 @@ def may_have_ranks(process: str) -> bool:
     -------
     bool
     """
-    has_ended = any(os.path.exists(os.path.join(process, name)) for name in (files.EXIT, files.RANKS_ENDED))
-    return not has_ended and os.path.exists(os.path.join(process, files.STARTED))
+    has_ended = any(os.path.exists(os.path.join(process, name)) for name in (job_files.EXIT, job_files.RANKS_ENDED))
+    return not has_ended and os.path.exists(os.path.join(process, job_files.STARTED))
 
 
 def _is_supervised(process: str) -> bool:
-    started = files.read_json(os.path.join(process, files.STARTED)) or {}
+    started = job_files.read_json(os.path.join(process, job_files.STARTED)) or {}
     return bool(started) and procfs.is_alive(started["supervisor_pid"], started["supervisor_start_time"])
 
 
@@ -106,7 +106,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     """
     begun, clock = time.time(), time.monotonic()
     running = job_processes(job_id, node_rank, containment.groups(folder))
-    supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
+    supervisors = procfs.running_program(os.path.join(folder, job_files.BUNDLE))
     ended_before = _ended(folder)
     unstarted = _remove_secrets_of_unstarted(folder)
     # The folder may have been removed while the job runs.
@@ -132,7 +132,10 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
 
 def _ended(folder: str) -> set[str]:
     """Return the names of the processes whose supervisors have cleared what they left."""
-    ends = {name: files.read_json(os.path.join(folder, name, files.EXIT)) or {} for name in files.processes(folder)}
+    ends = {
+        name: job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {}
+        for name in job_files.processes(folder)
+    }
     return {name for name, end in ends.items() if end and not end.get("cleaning")}
 
 
@@ -140,7 +143,7 @@ def _cleared(folder: str, ended_before: set[str]) -> dict[str, int]:
     """Clear what is left outside the job's folder; count also what the supervisors have cleared during the stop."""
     total = leftovers.clear(folder)
     for name in _ended(folder) - ended_before:
-        end = files.read_json(os.path.join(folder, name, files.EXIT)) or {}
+        end = job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {}
         for what, count in (end.get("cleared") or {}).items():
             total[what] = total.get(what, 0) + count
     return total
@@ -168,7 +171,7 @@ def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
 
 
 def _ends(folder: str) -> list[dict[str, Any]]:
-    found = (files.read_json(os.path.join(folder, name, files.EXIT)) for name in files.processes(folder))
+    found = (job_files.read_json(os.path.join(folder, name, job_files.EXIT)) for name in job_files.processes(folder))
     return [end for end in found if end]
 
 
@@ -191,11 +194,11 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
     bool
         Whether it is recorded.
     """
-    path = os.path.join(folder, files.STOP)
-    before = files.read_json(path) or {}  # the first stop counts: what has ended since ended due to it
+    path = os.path.join(folder, job_files.STOP)
+    before = job_files.read_json(path) or {}  # the first stop counts: what has ended since ended due to it
     stop = {"time": min(now, before.get("time", now)), "grace_s": grace_s, "ranks_first": ranks_first}
     try:
-        files.write_json(path, {**stop, "clock": before.get("clock") or procfs.clock()})
+        job_files.write_json(path, {**stop, "clock": before.get("clock") or procfs.clock()})
     except OSError:  # a broken disk must not prevent the stop
         return False
     return True
@@ -204,11 +207,11 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
 def _remove_secrets_of_unstarted(folder: str) -> bool:
     """Remove the secrets of processes that have not started; return whether there are such processes."""
     found = False
-    for name in files.processes(folder):
-        if not os.path.exists(os.path.join(folder, name, files.STARTED)):
+    for name in job_files.processes(folder):
+        if not os.path.exists(os.path.join(folder, name, job_files.STARTED)):
             found = True
             try:
-                os.unlink(os.path.join(folder, name, files.SECRETS))
+                os.unlink(os.path.join(folder, name, job_files.SECRETS))
             except FileNotFoundError:  # it has none, or its supervisor is just reading them
                 pass
     return found
@@ -219,7 +222,7 @@ def _end_supervisors(folder: str, supervisors: list[int], deadline: float) -> No
     while supervisors and time.monotonic() < deadline:
         _signal_all(supervisors, signal.SIGTERM)
         procfs.await_end(supervisors, deadline - time.monotonic())
-        supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
+        supervisors = procfs.running_program(os.path.join(folder, job_files.BUNDLE))
     # They kill their own processes. One that still runs by now is stuck, or stopped by a signal.
     _signal_all(supervisors, signal.SIGKILL)
 

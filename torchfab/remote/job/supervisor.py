@@ -23,10 +23,10 @@ import select
 import sys
 import time
 
-from torchfab.remote import files, lean
-from torchfab.remote.job import console, start_barrier
+from torchfab.remote import job_files, light_stdlib
+from torchfab.remote.job import start_barrier, window_output
 from torchfab.remote.job.process_watch import ENDING, ProcessWatch
-from torchfab.remote.lean import signal
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class NodeSupervisor:
     def _refuse(self) -> None:
         end_signal = self._end_signal()
         reason = f"asked to end ({end_signal})" if end_signal else start_barrier.NEVER_RELEASED
-        is_stopped = os.path.exists(os.path.join(self.job, files.STOP))
+        is_stopped = os.path.exists(os.path.join(self.job, job_files.STOP))
         for watch in self.watches:
             watch.refuse("" if is_stopped else reason)
 
@@ -207,7 +207,7 @@ class NodeSupervisor:
         # A server that is gone was killed: the training then continues without a window. The kernel sends SIGHUP a
         # little before the killed server disappears, hence the wait.
         deadline = time.monotonic() + 0.2
-        while console.is_tmux_running():
+        while window_output.is_tmux_running():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
@@ -245,7 +245,7 @@ def _signals_to_pipe() -> int:
 
 
 def _become_subreaper() -> None:
-    lean.c_function("prctl")(_PR_SET_CHILD_SUBREAPER, 1)
+    light_stdlib.c_function("prctl")(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def main(processes: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Query and cancel a Slurm job, on a host that has Slurm's commands; its status comes from Slurm and the shared folder.
 
 A job's folder contains node.py, slurm.json (the spec of each node's process), job.sbatch, slurm.log (output of the
-batch script and srun), stop.json, and per node node-<SLURM_NODEID>/agent, as `torchfab.remote.files` describes it.
+batch script and srun), stop.json, and per node node-<SLURM_NODEID>/agent, as `torchfab.remote.job_files` describes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import status as node_status
 from torchfab.remote.job import stop as node_stop
 
@@ -202,7 +202,7 @@ def status(request: dict[str, Any]) -> dict[str, Any]:
     """
     slurm = query(request["slurm_id"])
     folder = request["folder"]
-    stop = files.read_json(os.path.join(folder, files.STOP))
+    stop = job_files.read_json(os.path.join(folder, job_files.STOP))
     lines = [line for line in node_status.tail(os.path.join(folder, LOG)).splitlines() if line.strip()]
     return {
         "slurm": slurm,
@@ -233,7 +233,7 @@ def is_active(slurm: dict[str, Any]) -> bool:
 def _node(request: dict[str, Any], slurm: dict[str, Any], rank: int) -> dict[str, Any]:
     """Return one node's host and status; no status while its files are missing or from before a requeue."""
     folder = node_folder(request["folder"], rank)
-    spec = files.read_json(os.path.join(folder, AGENT, files.SPEC)) or {}
+    spec = job_files.read_json(os.path.join(folder, AGENT, job_files.SPEC)) or {}
     hosts = slurm.get("hosts") or []
     host = hosts[rank] if rank < len(hosts) else spec.get("host", "")
     if not spec or spec["restart"] < slurm.get("restarts", 0):
@@ -382,8 +382,10 @@ def _running(job_status: dict[str, Any]) -> int:
 
 
 def _killed(request: dict[str, Any]) -> list[str]:
-    paths = [os.path.join(node_folder(request["folder"], rank), AGENT, files.EXIT) for rank in range(request["nodes"])]
-    return [text for path in paths for text in (files.read_json(path) or {}).get("killed", [])]
+    paths = [
+        os.path.join(node_folder(request["folder"], rank), AGENT, job_files.EXIT) for rank in range(request["nodes"])
+    ]
+    return [text for path in paths for text in (job_files.read_json(path) or {}).get("killed", [])]
 
 
 def forget(request: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_files
 from torchfab.remote.job.log_reader import Reader, read_lines, split_into_frames
 from torchfab.remote.slurm import job
@@ -81,7 +81,7 @@ class Stream:
 
     def _all_have_exit_records(self) -> bool:
         folders = [job.node_folder(self.request["folder"], rank) for rank in range(self.request["nodes"])]
-        return all(os.path.exists(os.path.join(each, job.AGENT, files.EXIT)) for each in folders)
+        return all(os.path.exists(os.path.join(each, job.AGENT, job_files.EXIT)) for each in folders)
 
     def _query(self) -> dict[str, Any]:
         job_status = job.status(self.request)

@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 
-from torchfab.remote import files
-from torchfab.remote.job import notices
+from torchfab.remote import job_files
+from torchfab.remote.job import rank_signals
 from torchfab.remote.slurm import job
 from torchfab.remote.stacks import dump, pyspy
 
@@ -48,7 +48,7 @@ def run(request: dict[str, Any], bundle: str, timeout_s: float) -> dict[str, Any
         what = f"Slurm job {request['slurm_id']} does not run: {slurm['state'] or 'Slurm has forgotten it'}"
         return {"problems": [{"what": what, "fix": ""}]}
     folder = os.path.join(request["folder"], f"step-{os.urandom(4).hex()}")
-    files.make_private(folder)
+    job_files.make_private(folder)
     try:
         return _run(folder, request, bundle, slurm["hosts"], timeout_s)
     finally:
@@ -60,21 +60,21 @@ def _run(folder: str, request: dict[str, Any], bundle: str, hosts: list[str], ti
     if request.get("program"):
         request["copy"] = pyspy.write(request["program"], folder)
         request["program"] = ""
-    files.write_text(os.path.join(folder, files.BUNDLE), bundle)
-    files.write_json(os.path.join(folder, _REQUEST), request)
+    job_files.write_text(os.path.join(folder, job_files.BUNDLE), bundle)
+    job_files.write_json(os.path.join(folder, _REQUEST), request)
     error = _srun(folder, request, len(hosts), timeout_s)
-    answers = [files.read_json(os.path.join(folder, f"{rank}.json")) for rank in range(len(hosts))]
+    answers = [job_files.read_json(os.path.join(folder, f"{rank}.json")) for rank in range(len(hosts))]
     nodes = [{"rank": rank, "host": host, "answer": answers[rank]} for rank, host in enumerate(hosts)]
     return {"nodes": nodes, "said": error}
 
 
 def _srun(folder: str, request: dict[str, Any], nodes: int, timeout_s: float) -> str:
     """Run one task on each node of the allocation; return the error of srun, empty on success."""
-    spec = files.read_json(os.path.join(job.node_folder(request["folder"], 0), job.AGENT, files.SPEC)) or {}
+    spec = job_files.read_json(os.path.join(job.node_folder(request["folder"], 0), job.AGENT, job_files.SPEC)) or {}
     python = (spec.get("argv") or ["python3"])[0]
     tasks = (f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1")
     options = (f"--jobid={request['slurm_id']}", "--overlap", *tasks)
-    command = (python, "-I", "-S", os.path.join(folder, files.BUNDLE), "slurm-step")
+    command = (python, "-I", "-S", os.path.join(folder, job_files.BUNDLE), "slurm-step")
     try:
         job.run("srun", *options, "--input=none", *command, timeout_s=timeout_s)
     except job.SlurmError as error:
@@ -92,13 +92,13 @@ def main() -> int:
     """
     folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     rank = int(os.environ["SLURM_NODEID"])
-    request = files.read_json(os.path.join(folder, _REQUEST))
+    request = job_files.read_json(os.path.join(folder, _REQUEST))
     found = _handle(job.node_folder(request["folder"], rank), request)
-    files.write_json(os.path.join(folder, f"{rank}.json"), found)
+    job_files.write_json(os.path.join(folder, f"{rank}.json"), found)
     return 0
 
 
 def _handle(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     if request["op"] == "slurm_signal":
-        return notices.signal_ranks(folder, request)
+        return rank_signals.signal_ranks(folder, request)
     return dump.dump_node(folder, request)

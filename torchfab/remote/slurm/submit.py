@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import redaction
 from torchfab.remote.slurm import job
 
@@ -73,15 +73,15 @@ def _check(request: dict[str, Any]) -> list[dict[str, str]]:
 
 def _make_folder(request: dict[str, Any], bundle: str) -> None:
     folder = request["folder"]
-    files.make_private(os.path.dirname(folder))
+    job_files.make_private(os.path.dirname(folder))
     ignore = os.path.join(os.path.dirname(os.path.dirname(folder)), ".gitignore")
     if not os.path.exists(ignore):  # the folder may be inside the user's working copy
-        files.write_text(ignore, "*\n")
+        job_files.write_text(ignore, "*\n")
     os.mkdir(folder, 0o700)
-    files.write_text(os.path.join(folder, files.BUNDLE), bundle)
-    files.write_json(os.path.join(folder, job.SPEC), request["spec"])
+    job_files.write_text(os.path.join(folder, job_files.BUNDLE), bundle)
+    job_files.write_json(os.path.join(folder, job.SPEC), request["spec"])
     redaction.write(folder, request["secrets"], request.get("mask_key", ""))
-    files.write_text(os.path.join(folder, job.FILE), request["text"])
+    job_files.write_text(os.path.join(folder, job.FILE), request["text"])
 
 
 def _sbatch(request: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job.supervisor import NodeSupervisor
 from torchfab.remote.slurm import job
 
@@ -42,14 +42,14 @@ def main(argv: list[str]) -> int:
 
 
 def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, str]) -> None:
-    files.make_private(folder)
+    job_files.make_private(folder)
     for sub in ("logs", "errors"):
-        files.make_private(os.path.join(folder, sub))
+        job_files.make_private(os.path.join(folder, sub))
     # After a requeue, the logs stay, but the records of the previous run are removed.
-    for name in (files.STARTED, files.RANKS, files.RANKS_ENDED, files.EXIT):
+    for name in (job_files.STARTED, job_files.RANKS, job_files.RANKS_ENDED, job_files.EXIT):
         if os.path.exists(os.path.join(folder, name)):
             os.unlink(os.path.join(folder, name))
-    base = files.read_json(os.path.join(job_folder, job.SPEC))
+    base = job_files.read_json(os.path.join(job_folder, job.SPEC))
     task_spec = {
         "argv": argv,
         "cwd": os.getcwd(),
@@ -59,7 +59,7 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
         "host": env.get("SLURMD_NODENAME", ""),
         "restart": int(env.get("SLURM_RESTART_COUNT", "0")),
     }
-    files.write_json(os.path.join(folder, files.SPEC), {**base, **task_spec})
+    job_files.write_json(os.path.join(folder, job_files.SPEC), {**base, **task_spec})
 
 
 def exit_code(code: int) -> int:
@@ -76,9 +76,9 @@ def exit_code(code: int) -> int:
         `code` where no rank has failed.
     """
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
-    nodes = int((files.read_json(os.path.join(job_folder, job.SPEC)) or {}).get("nodes", 0))
+    nodes = int((job_files.read_json(os.path.join(job_folder, job.SPEC)) or {}).get("nodes", 0))
     folders = [os.path.join(job.node_folder(job_folder, rank), job.AGENT) for rank in range(nodes)]
-    ranks = [rank for folder in folders for rank in files.read_json(os.path.join(folder, files.RANKS)) or []]
+    ranks = [rank for folder in folders for rank in job_files.read_json(os.path.join(folder, job_files.RANKS)) or []]
     return _first_failure(ranks) or code
 
 

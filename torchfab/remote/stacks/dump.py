@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import recorder, status
 from torchfab.remote.stacks import faulthandler, pyspy
 
@@ -35,7 +35,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `dump_node` returns it.
     """
-    return dump_node(files.folder_of(request), request)
+    return dump_node(job_files.folder_of(request), request)
 
 
 def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -115,12 +115,12 @@ def targets(folder: str, requested: list[int] | None) -> list[dict[str, Any]]:
         One entry for each rank; a process without ranks has one entry for those that it will start.
     """
     found: list[dict[str, Any]] = []
-    for name in files.processes(folder):
+    for name in job_files.processes(folder):
         own = os.path.join(folder, name)
-        spec = files.read_json(os.path.join(own, files.SPEC)) or {}
+        spec = job_files.read_json(os.path.join(own, job_files.SPEC)) or {}
         last = {rank["rank"]: rank for rank in status.read_ranks(own)}
         found += [_entry(name, own, spec, rank) for rank in last.values()]
-        started = files.read_json(os.path.join(own, files.STARTED))
+        started = job_files.read_json(os.path.join(own, job_files.STARTED))
         if not last and started and procfs.is_alive(started["pid"], started["start_time"]):
             found.append(_entry(name, own, spec, {**started, "rank": None, "ended": None, "code": None}))
     return [entry for entry in found if requested is None or entry["rank"] in requested]

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 
-from torchfab.remote import files
+from torchfab.remote import job_files
 from torchfab.remote.job import log_files
 from torchfab.remote.thread_dump import parse
 
@@ -86,8 +86,8 @@ def _logs_of(entry: dict[str, Any]) -> list[str]:
         paths.append(os.readlink(f"/proc/{entry['pid']}/fd/2"))
     except OSError:  # no permission
         pass
-    spec = files.read_json(os.path.join(entry["folder"], files.SPEC)) or {}
-    ranks = files.read_json(os.path.join(entry["folder"], files.RANKS)) or []
+    spec = job_files.read_json(os.path.join(entry["folder"], job_files.SPEC)) or {}
+    ranks = job_files.read_json(os.path.join(entry["folder"], job_files.RANKS)) or []
     logs = log_files.find(entry["folder"], spec)
     paths += [log.full_path for log in logs if log.label(ranks) in (entry["rank"], entry["process"])]
     return [path for path in dict.fromkeys(paths) if os.path.isfile(path)]

@@ -40,9 +40,9 @@ from torchfab.transport.messages.slurm import (
     SlurmStopRequest,
     SlurmSubmitRequest,
 )
+from torchfab.transport.node_streams import NodeStreams
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
-from torchfab.transport.streams import NodeStreams
 from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report, search_limits
 
 NAME = "slurm"

@@ -1,8 +1,8 @@
 """The messages of the node protocol: requests to torchfab's program on a node, and its answers, as structs.
 
 Each request names the type of its answer in `ANSWER`: for a request that streams, that of each frame. Numbers have
-bounds (`torchfab.core.bounds`), and texts lose what controls a terminal. `decode` raises `MalformedError` for anything
-else.
+bounds (`torchfab.core.bounded_types`), and texts lose what controls a terminal. `decode` raises `MalformedError` for
+anything else.
 
 The program on the node (`torchfab.remote.server`) is standard library only: it reads and writes the same fields as
 plain JSON. Fields that a struct does not name are ignored.
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from torchfab.core.bounds import Text
+from torchfab.core.bounded_types import Text
 from torchfab.core.log_lines import strip_controls
 
 AnswerType = TypeVar("AnswerType", bound=Struct)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Count, Time, Whole
+from torchfab.core.bounded_types import Count, Time, Whole
 from torchfab.transport.messages.job import JobRequest
 
 

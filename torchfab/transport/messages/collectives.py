@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Number, Time, Whole
+from torchfab.core.bounded_types import Number, Time, Whole
 
 
 class StackFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from torchfab.core.bounds import Number, Port, Time, Whole
+from torchfab.core.bounded_types import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity, PackagesMark, SetupFacts
 

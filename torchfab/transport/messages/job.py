@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeAlias
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Count, Label, Number, Time, Whole
+from torchfab.core.bounded_types import Count, Label, Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
 from torchfab.transport.messages.collectives import RankCollectives
@@ -70,7 +70,7 @@ class StopRequest(JobRequest[StopAnswer], frozen=True, tag="stop"):
 
 
 class SignalledRank(Struct, frozen=True, kw_only=True):
-    """What a signal does to a rank, and whether it was sent; see `torchfab.remote.job.notices`."""
+    """What a signal does to a rank, and whether it was sent; see `torchfab.remote.job.rank_signals`."""
 
     rank: Whole | None
     pid: Whole
@@ -85,7 +85,7 @@ class SignalAnswer(Struct, frozen=True, kw_only=True):
 
 
 class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
-    """Signal ranks on a node; see `torchfab.remote.job.notices.signal_ranks`.
+    """Signal ranks on a node; see `torchfab.remote.job.rank_signals.signal_ranks`.
 
     Parameters
     ----------

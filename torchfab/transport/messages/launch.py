@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from torchfab.core.bounds import Count, Number, Port, Time, Whole
+from torchfab.core.bounded_types import Count, Number, Port, Time, Whole
 from torchfab.transport.messages import Request
 
 

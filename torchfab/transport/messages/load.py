@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Number, Time, Whole
+from torchfab.core.bounded_types import Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import Problem, Request
 from torchfab.transport.messages.job import JobRequest

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic
 
 from msgspec import Meta, Struct
 
-from torchfab.core.bounds import Count, Time, Whole
+from torchfab.core.bounded_types import Count, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
 from torchfab.transport.messages.job import CheckpointAnswer, JobEvidence, LogLine, SignalAnswer

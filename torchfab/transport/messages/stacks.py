@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from torchfab.core.bounds import ExitCode, Number, Time, Whole
+from torchfab.core.bounded_types import ExitCode, Number, Time, Whole
 from torchfab.transport.messages.collectives import RankCollectives, StackFrame
 from torchfab.transport.messages.job import JobRequest
 

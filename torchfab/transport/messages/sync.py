@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Whole
+from torchfab.core.bounded_types import Whole
 from torchfab.transport.messages import Request
 
 

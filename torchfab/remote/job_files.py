@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 import os
 
-from torchfab.remote import lean
+from torchfab.remote import light_stdlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def write_json(path: str, value: Any) -> None:
     value : object
         Anything that JSON has.
     """
-    text = lean.dumps(value)
+    text = light_stdlib.dumps(value)
     try:
         write_text(path, text)
     except OSError as error:
@@ -209,7 +209,7 @@ def read_json(path: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return lean.loads(file.read())
+            return light_stdlib.loads(file.read())
     except (OSError, ValueError):
         return None
 

@@ -9,7 +9,14 @@ import pytest
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from torchfab.core.errors import UsageError
 from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process
-from torchfab.launchers.layout import Layout, assumed_facts, lay_out, make_plan, master_address, process_environment
+from torchfab.launchers.rank_layout import (
+    Layout,
+    assumed_facts,
+    lay_out,
+    make_plan,
+    master_address,
+    process_environment,
+)
 
 
 def layout_of(job: Job, note: str = "") -> Layout:

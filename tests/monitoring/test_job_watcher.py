@@ -15,8 +15,8 @@ from torchfab.core.errors import HostError
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged, Tick
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
-from torchfab.monitoring import watcher
-from torchfab.monitoring.watcher import JobWatcher, Printer, describe_failure
+from torchfab.monitoring import job_watcher
+from torchfab.monitoring.job_watcher import JobWatcher, Printer, describe_failure
 from torchfab.records import Record
 from torchfab.runtimes import tmux
 
@@ -119,7 +119,7 @@ def test_after_a_stop_the_scheduler_tells_how_the_job_ended(
 def test_a_job_that_is_launched_again_is_not_followed_further(
     record: Record, feed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "_SUPERSEDED_CHECK_S", 0.0)
+    monkeypatch.setattr(job_watcher, "_SUPERSEDED_CHECK_S", 0.0)
     monkeypatch.setattr(Record, "is_superseded", lambda _: True)
     feed(Tick(), ended(0, "failed", 7))
     assert JobWatcher(record, Printer()).run(REQUEST).state == "running"

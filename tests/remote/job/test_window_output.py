@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.remote.place import wait_for
-from torchfab.remote import files
-from torchfab.remote.job import console
-from torchfab.remote.job.console import Window
+from torchfab.remote import job_files
+from torchfab.remote.job import window_output
 from torchfab.remote.job.log_files import LogFile
+from torchfab.remote.job.window_output import Window
 
 
 def viewed(folder: Path) -> tuple[Window, subprocess.Popen[bytes]]:
     """Return the window of a process and the program that runs in it."""
     with (folder / "shown").open("wb") as shown:
-        viewer = subprocess.Popen(console.viewer_argv(str(folder)), stdout=shown)
+        viewer = subprocess.Popen(window_output.viewer_argv(str(folder)), stdout=shown)
     return Window(str(folder), {}, is_own=False), viewer
 
 
@@ -46,7 +46,7 @@ def test_a_viewer_shows_all_from_the_beginning_and_ends_with_the_window(tmp_path
     logs = [LogFile(str(tmp_path), "a.log")]
     window, viewer = viewed(tmp_path)
     wait_for(lambda: has_opened(window))
-    assert not (tmp_path / files.WINDOW).exists()
+    assert not (tmp_path / job_files.WINDOW).exists()
     window.show(logs, [])
     (tmp_path / "a.log").write_text("step 1\nstep 2\n")
     window.show(logs, [])
@@ -60,7 +60,7 @@ def test_a_viewer_that_comes_late_ends_too(tmp_path: Path) -> None:
     window.close()  # before or after `cat` has opened the FIFO
     viewer.wait(30)
     assert window.out == -1
-    assert not (tmp_path / files.WINDOW).exists()
+    assert not (tmp_path / job_files.WINDOW).exists()
 
 
 def test_a_stuck_viewer_never_blocks(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_without_fifos_there_is_no_window(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError
 
     monkeypatch.setattr(os, "mkfifo", refuse)
-    assert console.viewer_argv(str(tmp_path)) == []
+    assert window_output.viewer_argv(str(tmp_path)) == []
     window = Window(str(tmp_path), {}, is_own=False)
     window.show([], [])
     window.close()

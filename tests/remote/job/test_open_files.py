@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torchfab.remote.job import written_files
+from torchfab.remote.job import open_files
 
 
 def test_files_open_for_writing_are_found(tmp_path: Path) -> None:
@@ -19,12 +19,12 @@ def test_files_open_for_writing_are_found(tmp_path: Path) -> None:
         open(tmp_path / "removed", "w"),
     ):
         (tmp_path / "removed").unlink()
-        found = written_files.written_by([os.getpid()], str(tmp_path / "logs"))
+        found = open_files.written_by([os.getpid()], str(tmp_path / "logs"))
         mine = sorted(os.path.basename(path) for path in found if path.startswith(str(tmp_path)))
         assert mine == ["both", "written part"]
-        assert str(tmp_path / "logs" / "rank-0.log") in written_files.written_by([os.getpid()])
-    assert [path for path in written_files.written_by([os.getpid()]) if path.startswith(str(tmp_path))] == []
+        assert str(tmp_path / "logs" / "rank-0.log") in open_files.written_by([os.getpid()])
+    assert [path for path in open_files.written_by([os.getpid()]) if path.startswith(str(tmp_path))] == []
 
 
 def test_a_process_that_has_ended_writes_nothing() -> None:
-    assert written_files.written_by([2**22 + 1]) == []
+    assert open_files.written_by([2**22 + 1]) == []

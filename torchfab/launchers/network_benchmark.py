@@ -14,7 +14,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import shims
-from torchfab.launchers.layout import Layout, Placement, lay_out, make_plan, process_environment
+from torchfab.launchers.rank_layout import Layout, Placement, lay_out, make_plan, process_environment
 
 NAME = "network"
 BACKENDS = ("auto", "nccl", "gloo")

@@ -10,17 +10,17 @@ import pytest
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from torchfab.core.errors import UsageError
 from torchfab.core.specs import Job, NodePlan, Plan, Process
-from torchfab.launchers import network, shims
+from torchfab.launchers import network_benchmark, shims
 
 
 def job_with(backend: str = "auto", seconds: float = 20.0, **values: Any) -> Job:
-    options = network.options(network.Flags(seconds, False, backend))
+    options = network_benchmark.options(network_benchmark.Flags(seconds, False, backend))
     return make_job(launcher="network", script=("-", "fab network"), options=options, **values)
 
 
 def plan_of(job: Job, *gpus: int) -> Plan:
     nodes = make_nodes(*(f"node{index + 1}" for index in range(len(gpus))))
-    return network.plan(job, nodes, (), make_facts(*gpus))
+    return network_benchmark.plan(job, nodes, (), make_facts(*gpus))
 
 
 def probe(node: int, rank: int, local: int, here: int, world: int, backend: str, nodes: list[list[int]]) -> Process:
@@ -74,10 +74,12 @@ def test_a_network_that_cannot_be_measured_is_an_error(job: Job, gpus: tuple[int
         plan_of(job, *gpus)
 
 
-@pytest.mark.parametrize("flags", [network.Flags(0.5, False, "auto"), network.Flags(20, False, "mpi")])
-def test_invalid_flags_are_an_error(flags: network.Flags) -> None:
+@pytest.mark.parametrize(
+    "flags", [network_benchmark.Flags(0.5, False, "auto"), network_benchmark.Flags(20, False, "mpi")]
+)
+def test_invalid_flags_are_an_error(flags: network_benchmark.Flags) -> None:
     with pytest.raises(UsageError, match=r"--(seconds|backend)"):
-        network.options(flags)
+        network_benchmark.options(flags)
 
 
 def test_the_script_is_sent_with_the_plan() -> None:

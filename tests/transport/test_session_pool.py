@@ -11,10 +11,10 @@ from tests.transport.requests import RawRequest
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
-from torchfab.transport import pool, ssh
+from torchfab.transport import session_pool, ssh
 from torchfab.transport.messages.doctor import ClockRequest
-from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.session import NodeError, Session
+from torchfab.transport.session_pool import Response, SessionPool
 
 LOCAL = Node(0, "localhost")
 NOWHERE = Node(1, "host.invalid")
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         hosts.append(connection.node.host)
         return before(connection, settings)
 
-    monkeypatch.setattr(pool, "open_session", open_session)
+    monkeypatch.setattr(session_pool, "open_session", open_session)
     return hosts
 
 

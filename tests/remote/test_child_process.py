@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.place import python, wait_for
-from torchfab.remote import child
+from torchfab.remote import child_process
 
 LOOK = """
 import os, sys
@@ -20,15 +20,15 @@ print([name for name in sorted(os.listdir("/proc/self/fd")) if os.path.exists("/
 """
 
 
-def started(argv: tuple[str, ...], folder: Path) -> child.Child:
+def started(argv: tuple[str, ...], folder: Path) -> child_process.Child:
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     try:
-        return child.start(argv, {"PATH": os.environ["PATH"], "A": "1"}, str(folder), output, lambda: None)
+        return child_process.start(argv, {"PATH": os.environ["PATH"], "A": "1"}, str(folder), output, lambda: None)
     finally:
         os.close(output)
 
 
-def code_of(process: child.Child) -> int | None:
+def code_of(process: child_process.Child) -> int | None:
     wait_for(lambda: process.poll() is not None)
     return process.poll()
 
@@ -78,5 +78,5 @@ def test_an_argument_with_a_nul_byte_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_working_directory_is_an_error(tmp_path: Path) -> None:
     output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
     with pytest.raises(FileNotFoundError):
-        child.start(["true"], {"PATH": os.environ["PATH"]}, str(tmp_path / "no"), output, lambda: None)
+        child_process.start(["true"], {"PATH": os.environ["PATH"]}, str(tmp_path / "no"), output, lambda: None)
     os.close(output)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 
-from torchfab.remote import lean
-from torchfab.remote.lean import signal
+from torchfab.remote import light_stdlib
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Child:
 
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent of this process dies, so that nothing runs unsupervised."""
-    lean.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    light_stdlib.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:

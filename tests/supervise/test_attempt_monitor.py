@@ -22,8 +22,8 @@ from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.records import Record
 from torchfab.runtimes import tmux
+from torchfab.supervise.attempt_monitor import AttemptMonitor, Trigger, step_in
 from torchfab.supervise.model import Policy
-from torchfab.supervise.monitor import AttemptMonitor, Trigger, step_in
 
 NODES = make_nodes("node0", "node1")
 

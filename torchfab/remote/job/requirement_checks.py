@@ -10,8 +10,8 @@ import errno
 import os
 import time
 
-from torchfab.remote import lean_run, tmux
-from torchfab.remote.lean import socket
+from torchfab.remote import light_subprocess, tmux
+from torchfab.remote.light_stdlib import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def check_python(
     extra_env = {"PYTHONPATH": path} if path else {}
     try:
         # Without our stdin, which carries the requests: a wrapper that reads would take the next one.
-        code, output, errors = lean_run.run(
+        code, output, errors = light_subprocess.run(
             [python, "-c", _PYTHON_PROBE, *request["modules"]],
             request.get("python_timeout_s", PYTHON_TIMEOUT_S),
             workdir if os.path.isdir(workdir) else "",
@@ -158,7 +158,7 @@ def check_python(
     except FileNotFoundError:
         what = f"there is no {python}"
         return "", {}, [problem(what, "give an interpreter that exists on every node with --python")]
-    except (OSError, lean_run.ProgramTimeoutError) as error:
+    except (OSError, light_subprocess.ProgramTimeoutError) as error:
         return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
     fields = output.split()
     if _is_other_program(python, fields[:1], environ):
@@ -175,8 +175,8 @@ def _is_other_program(python: str, printed: list[str], environ: Mapping[str, str
     if printed and printed[0][:1].isdigit():
         return False
     try:
-        code, output, errors = lean_run.run([python, "--version"], PYTHON_TIMEOUT_S, env=environ)
-    except (OSError, lean_run.ProgramTimeoutError):
+        code, output, errors = light_subprocess.run([python, "--version"], PYTHON_TIMEOUT_S, env=environ)
+    except (OSError, light_subprocess.ProgramTimeoutError):
         return False
     return code == 0 and not (output or errors).startswith("Python ")
 
@@ -302,12 +302,12 @@ def check_launcher_arguments(request: dict[str, Any], environ: Mapping[str, str]
     if not request.get("parser"):
         return []
     try:
-        code, _, errors = lean_run.run(
+        code, _, errors = light_subprocess.run(
             [request["python"], *request["parser"]],
             request.get("python_timeout_s", PYTHON_TIMEOUT_S),
             env=environ,
         )
-    except (OSError, lean_run.ProgramTimeoutError):  # a slow disk; the launcher will say so itself
+    except (OSError, light_subprocess.ProgramTimeoutError):  # a slow disk; the launcher will say so itself
         return []
     if code != 2:  # argparse's code for wrong arguments
         return []

@@ -10,7 +10,7 @@ from torchfab.why.attribution import POSSIBLE, PROBABLE, last_lines, logs_of
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence
 from torchfab.why.failures import CONSEQUENCE, LOST, ROOT, SHOT, SYMPTOM, VAGUE, Failure
-from torchfab.why.reading import EvidenceLine
+from torchfab.why.log_reading import EvidenceLine
 
 _LEFT_EARLY_FIX = (
     "the same number of steps on every rank (drop_last, a padded sampler, torch.distributed.algorithms.Join), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchfab.remote.job.command import Output
+from torchfab.remote.job.run_command import Output
 
 PIECES = st.lists(st.binary(max_size=40), max_size=30)
 

@@ -13,8 +13,8 @@ from torchfab.core.specs import Node
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
 from torchfab.transport.messages.calls import ChunkRequest, OutcomesRequest, RankOutcome
-from torchfab.transport.pool import SessionPool, request_all
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import SessionPool, request_all
 
 Kind = Literal["result", "failure"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from torchfab.remote import tmux
-from torchfab.remote.job import checks
+from torchfab.remote.job import requirement_checks
 
 FakeTmux = Callable[..., None]
 Make = Callable[..., dict[str, Any]]
@@ -48,12 +48,12 @@ def make(tmp_path: Path) -> Make:
 
 
 def problems(request: dict[str, Any]) -> list[str]:
-    return [f"{each['what']} | {each['fix']}" for each in checks.run(request, os.environ)[1]]
+    return [f"{each['what']} | {each['fix']}" for each in requirement_checks.run(request, os.environ)[1]]
 
 
 def test_a_healthy_node_has_no_problems_and_its_versions(make: Make) -> None:
     facts = {"tmux": "3.3", "python": ".".join(map(str, sys.version_info[:3])), "versions": {"json": ""}}
-    assert checks.run(make(), os.environ) == (facts, [])
+    assert requirement_checks.run(make(), os.environ) == (facts, [])
 
 
 def test_a_missing_working_directory_is_named(make: Make) -> None:
@@ -193,7 +193,7 @@ def test_a_missing_module_is_reported_with_the_launchers_package(make: Make) -> 
 
 def test_versions_of_modules_and_programs_are_returned(make: Make) -> None:
     program = {"names": ["python3"], "install": "", "version_flag": "--version"}
-    versions = checks.run(make(modules=["json", "pytest"], programs=[program]), os.environ)[0]["versions"]
+    versions = requirement_checks.run(make(modules=["json", "pytest"], programs=[program]), os.environ)[0]["versions"]
     assert (versions["json"], versions["pytest"]) == ("", pytest.__version__)
     assert versions["python3"].startswith("3.")
 
@@ -203,7 +203,7 @@ def test_the_version_of_a_module_is_that_of_its_metadata(make: Make) -> None:
     from importlib.metadata import version
 
     names = ["pytest", "hypothesis", "yaml", "json"]
-    versions = checks.run(make(modules=names), os.environ)[0]["versions"]
+    versions = requirement_checks.run(make(modules=names), os.environ)[0]["versions"]
     assert versions == {"pytest": version("pytest"), "hypothesis": version("hypothesis"), "yaml": "", "json": ""}
 
 
@@ -244,10 +244,10 @@ def test_a_configuration_of_accelerate_that_starts_ranks_is_a_problem(
     tmp_path: Path, text: str, is_problem: bool
 ) -> None:
     environ = {"HF_HOME": str(tmp_path)}
-    assert checks.check_accelerate_config(environ) == []
+    assert requirement_checks.check_accelerate_config(environ) == []
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text(text)
-    found = checks.check_accelerate_config(environ)
+    found = requirement_checks.check_accelerate_config(environ)
     assert bool(found) is is_problem
     assert all("fab import" in each["fix"] for each in found)
 

@@ -20,9 +20,9 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, Lines
 from torchfab.core.format import duration
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import JobStatus, NodeStatus, State
+from torchfab.monitoring.job_watcher import Printer
 from torchfab.monitoring.status_poller import StatusPoller
 from torchfab.monitoring.status_tracker import StatusTracker
-from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.supervise.model import Policy
 

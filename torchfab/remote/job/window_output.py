@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import log_files
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ def viewer_argv(folder: str) -> list[str]:
     list of str
         The command, for a tmux window; empty where the file system has no FIFOs: then there is no such window.
     """
-    path = os.path.join(folder, files.WINDOW)
+    path = os.path.join(folder, job_files.WINDOW)
     try:
         os.mkfifo(path, 0o600)
     except OSError:
@@ -63,7 +63,7 @@ class Window:
         self.offsets: dict[str, int] = {}
         self.prefixed = bool(spec.get("rank_logs"))
         self.is_viewer = not is_own
-        self.fifo = "" if is_own else os.path.join(folder, files.WINDOW)
+        self.fifo = "" if is_own else os.path.join(folder, job_files.WINDOW)
         self.out = _open_terminal() if is_own else -1
 
     def open(self) -> None:

@@ -6,8 +6,8 @@ import os
 import select
 import time
 
-from torchfab.remote import child
-from torchfab.remote.lean import signal
+from torchfab.remote import child_process
+from torchfab.remote.light_stdlib import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def run(
     return process.returncode, out, errors
 
 
-def _start(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> tuple[list[int], child.Child]:
+def _start(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> tuple[list[int], child_process.Child]:
     pipes = [os.pipe(), os.pipe()]
 
     def separate_errors() -> None:
         os.dup2(pipes[1][1], 2)
 
     try:
-        process = child.start(argv, env, cwd, pipes[0][1], separate_errors)
+        process = child_process.start(argv, env, cwd, pipes[0][1], separate_errors)
     except OSError:
         for reader, _ in pipes:
             os.close(reader)

@@ -12,9 +12,9 @@ from torchfab.core.log_lines import strip_controls
 from torchfab.remote.job import log_search
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
-from torchfab.why.layouts import shortened
 from torchfab.why.signature import Match
 from torchfab.why.speakers import Speaker, speaker_of
+from torchfab.why.traceback_layouts import shortened
 from torchfab.why.tracebacks import Member, Role, Traceback
 
 # Exceptions that only report another failure: the search continues for what they wrap.

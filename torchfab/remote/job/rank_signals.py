@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-from torchfab.remote import files, procfs
+from torchfab.remote import job_files, procfs
 from torchfab.remote.job import status
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `signal_ranks` returns it.
     """
-    return signal_ranks(files.folder_of(request), request)
+    return signal_ranks(job_files.folder_of(request), request)
 
 
 def signal_ranks(folder: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def running_ranks(folder: str) -> list[dict[str, Any]]:
     list of dict
         Their entries in ranks.json.
     """
-    ranks = [rank for name in files.processes(folder) for rank in status.read_ranks(os.path.join(folder, name))]
+    ranks = [rank for name in job_files.processes(folder) for rank in status.read_ranks(os.path.join(folder, name))]
     return [each for each in ranks if not each["ended"] and procfs.is_alive(each["pid"], each["start_time"])]
 
 

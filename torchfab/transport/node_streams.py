@@ -16,8 +16,8 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.transport.messages import Request
-from torchfab.transport.pool import as_error
 from torchfab.transport.session import Session
+from torchfab.transport.session_pool import as_error
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
 FrameType = TypeVar("FrameType", bound=Struct)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.remote.place import Place, wait_for
-from torchfab.remote import files, procfs
-from torchfab.remote.job import notices
+from torchfab.remote import job_files, procfs
+from torchfab.remote.job import rank_signals
 
 # A launcher and two ranks, each with a helper; every process appends what it gets to a file of its own.
 RECORDER = """
@@ -41,12 +41,12 @@ def launched(place: Place, out: Path, *ranks: str) -> subprocess.Popen[bytes]:
     place.prepare([sys.executable, "-c", RECORDER, "launcher", str(out), *ranks])
     supervisor = place.supervise()
     wait_for(lambda: len(list(out.glob("ready-*"))) == 1 + 2 * len(ranks))
-    wait_for(lambda: len(place.read(place.folder / "agent", files.RANKS) or []) == len(ranks))
+    wait_for(lambda: len(place.read(place.folder / "agent", job_files.RANKS) or []) == len(ranks))
     return supervisor
 
 
 def signalled(place: Place, **request: Any) -> list[tuple[Any, ...]]:
-    answer = notices.signal_ranks(str(place.folder), {"signal": "SIGUSR1", "ranks": None, "send": True, **request})
+    answer = rank_signals.signal_ranks(str(place.folder), {"signal": "SIGUSR1", "ranks": None, "send": True, **request})
     return sorted((each["rank"], each["effect"], each["sent"]) for each in answer["ranks"])
 
 
@@ -68,7 +68,7 @@ def test_a_rank_without_a_handler_gets_no_notice(place: Place, tmp_path: Path) -
     assert signalled(place) == [(0, "handled", True), (1, "ends", False)]
     assert signalled(place, signal="SIGWINCH", ranks=[1]) == [(1, "ignored", True)]
     assert signalled(place, send=False) == [(0, "handled", False), (1, "ends", False)]
-    assert len(notices.running_ranks(str(place.folder))) == 2
+    assert len(rank_signals.running_ranks(str(place.folder))) == 2
 
 
 @pytest.mark.parametrize(("shim", "child"), [("rank.py", True), ("other.py", False)])
@@ -78,13 +78,13 @@ def test_the_script_below_our_own_program_handles_the_signals(place: Place, shim
     process = place.begin([sys.executable, str(path), "import time; time.sleep(60)"], {})
     wait_for(lambda: procfs.children(process.pid))
     expected = procfs.children(process.pid)[0] if child else process.pid
-    assert notices.script_of(process.pid, str(place.folder)) == expected
+    assert rank_signals.script_of(process.pid, str(place.folder)) == expected
 
 
 def test_the_effect_of_a_signal_is_read_from_the_kernel(place: Place) -> None:
     code = "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     process = place.begin([sys.executable, "-c", code], {})
-    wait_for(lambda: notices.effect(process.pid, signal.SIGHUP) == "ignored")
-    assert notices.effect(process.pid, signal.SIGUSR1) == "ends"
-    assert notices.effect(process.pid, signal.SIGCONT) == "ignored"
-    assert notices.effect(process.pid, signal.SIGINT) == "handled"
+    wait_for(lambda: rank_signals.effect(process.pid, signal.SIGHUP) == "ignored")
+    assert rank_signals.effect(process.pid, signal.SIGUSR1) == "ends"
+    assert rank_signals.effect(process.pid, signal.SIGCONT) == "ignored"
+    assert rank_signals.effect(process.pid, signal.SIGINT) == "handled"
