@@ -215,6 +215,30 @@ def stacks(
     return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout), json)
 
 
+@job_task(
+    seconds=flag(3.0, "How long, up to 60. [3]", SECONDS),
+    rank=flag("", "Only these ranks: 0,2-5."),
+    output=flag("", "The file, *.json.gz. [profile-JOB-TIME.json.gz in the current folder]"),
+    json=flag(False, "Print JSON."),
+    open=flag(False, "Serve the trace on this machine for ui.perfetto.dev, until Ctrl-C; nothing is uploaded."),
+)
+def profile(
+    c: TaskContext,
+    job: str,
+    *,
+    seconds: float,
+    rank: str,
+    output: str,
+    json: bool,
+    open: bool,  # noqa: A002  # the flag's name
+) -> int:
+    """Profile all ranks at one instant: one trace for Perfetto, and where the time goes."""
+    from torchfab.commands.profile import ProfileOptions, show_profile
+    from torchfab.launching import job_lookup
+
+    return show_profile(job_lookup.find(job, _context(c)), ProfileOptions(seconds, rank, output), json, open)
+
+
 @job_task()
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""

@@ -7,6 +7,7 @@ rank        one rank: sets its environment, keeps its log and its exit code
 colossalai_run  `colossalai run` with that ssh
 network_benchmark   the ranks of `fab network`
 call        one rank of a Python function that runs on all ranks
+rank_profile  what the probe loads when it is to profile its rank
 probe       the sitecustomize of the ranks: a private socket that answers about their collectives
 """
 

@@ -7,6 +7,7 @@ A runtime is a module that has the functions of `Runtime`; one of a cluster's ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torchfab.core.errors import TorchfabError
@@ -17,6 +18,7 @@ from torchfab.core.status import JobStatus, NodeStatus
 if TYPE_CHECKING:
     from torchfab.core.events import EventStream
     from torchfab.core.specs import Submission
+    from torchfab.profiling.model import JobProfile
     from torchfab.records import Record
     from torchfab.stacks.model import StackDump
     from torchfab.transport.messages.job import CheckpointAnswer
@@ -167,6 +169,15 @@ class Runtime(Protocol):
         ------
         TorchfabError
             The runtime cannot look into its processes.
+        """
+
+    def profile(self, record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
+        """Profile ranks at one instant, and put their traces into a folder.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime's ranks have no probes.
         """
 
     def stop(self, record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:

@@ -58,6 +58,9 @@ from torchfab.transport.session_pool import Response, SessionPool, as_error, req
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torchfab.profiling.model import JobProfile
     from torchfab.stacks.model import StackDump
     from torchfab.why.evidence import Evidence
 
@@ -502,6 +505,13 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     from torchfab.runtimes import tmux_stacks
 
     return tmux_stacks.stacks(record, request)
+
+
+def profile(record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
+    """Profile ranks at one instant; see `tmux_profile.profile`."""
+    from torchfab.runtimes import tmux_profile
+
+    return tmux_profile.profile(record, ranks, seconds, folder)
 
 
 def evidence(record: Record) -> Evidence:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HERE = os.path.dirname(os.path.abspath(__file__))
 AWAITED = "torch.distributed.distributed_c10d"
 NATIVE = "torch._C._distributed_c10d"
-HANDLER = "torchfab"
+HANDLER, PROFILE_HANDLER = "torchfab", "torchfab_profile"
 MAX_PATH_BYTES = 100  # the kernel takes 107
 NCCL_DUMPS = "nccl-"
 _kept: list[Any] = []  # the server ends with the process
@@ -120,6 +120,7 @@ def start() -> None:
     leave_environment()
     if hasattr(native, "_register_handler"):
         native._register_handler(HANDLER, answer)
+        native._register_handler(PROFILE_HANDLER, answer_profile)
     name = f"{os.environ['RANK']}-{os.getpid()}"
     path = os.path.join(HERE, f"{name}.sock")
     remove(path)
@@ -189,6 +190,33 @@ def answer(request: Any, response: Any) -> None:
         response.set_content(json.dumps({"problem": repr(error)}), "application/json")
 
 
+def answer_profile(request: Any, response: Any) -> None:
+    """Profile this rank, as `rank_profile.py` beside this file does; it is loaded when it is first asked.
+
+    Parameters
+    ----------
+    request, response : object
+        As the worker server gives them.
+    """
+    try:
+        _profile().answer(request, response, os.path.join(HERE, f"{os.environ['RANK']}-{os.getpid()}.trace.json.gz"))
+    except Exception as error:  # it must not reach C++
+        response.set_content(f'{{"problem": "the profiler could not be loaded: {type(error).__name__}"}}', "text/json")
+
+
+def _profile() -> Any:
+    from importlib import util
+
+    if PROFILE_HANDLER not in sys.modules:
+        spec = util.spec_from_file_location(PROFILE_HANDLER, os.path.join(HERE, "rank_profile.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[PROFILE_HANDLER] = module
+    return sys.modules[PROFILE_HANDLER]
+
+
 def groups() -> dict[str, list[Any]]:
     """Return the process groups of this rank.
 
@@ -237,6 +265,8 @@ def at_exit(name: str, pid: int) -> None:
         This process.
     """
     remove(os.path.join(HERE, f"{name}.sock"))
+    if PROFILE_HANDLER in sys.modules:
+        sys.modules[PROFILE_HANDLER].end()
     native = sys.modules[NATIVE]
     if getattr(sys, "last_value", None) is None or not hasattr(native, "_dump_fr_trace_json"):
         return

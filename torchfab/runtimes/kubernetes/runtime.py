@@ -11,6 +11,7 @@ import signal as signals
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torchfab.core.console import write_err
@@ -20,6 +21,7 @@ from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
+from torchfab.profiling.model import JobProfile
 from torchfab.records import Record
 from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
@@ -386,6 +388,35 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     command = shlex.join((*kubectl_exec, "py-spy", "dump", "--pid", "1", "--subprocesses"))
     needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
     raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
+
+
+# ---- profile
+
+
+def profile(record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
+    """Raise TorchfabError: ranks that Kubernetes starts have no probe.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    ranks, seconds, folder
+        Ignored.
+
+    Returns
+    -------
+    JobProfile
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always.
+    """
+    raise TorchfabError(
+        f"job {record.name}: ranks that Kubernetes starts have no probe, which fab profile needs",
+        "use torch.profiler in the script; or launch over a hosts file",
+    )
 
 
 # ---- signal

@@ -10,6 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, State, Verdict
+from torchfab.profiling.model import JobProfile
 from torchfab.records import Record
 from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.slurm import state
@@ -279,6 +281,35 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     failed = {node.label: no_answer for node, node_answer in by_node if node_answer is None}
     return StackDump(
         tuple(from_answer(node, msgspec.to_builtins(each)) for node, each in by_node if each is not None), failed
+    )
+
+
+# ---- profile
+
+
+def profile(record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
+    """Raise TorchfabError: ranks that Slurm starts have no probe.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    ranks, seconds, folder
+        Ignored.
+
+    Returns
+    -------
+    JobProfile
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always.
+    """
+    raise TorchfabError(
+        f"job {record.name}: ranks that Slurm starts have no probe, which fab profile needs",
+        "use torch.profiler in the script; or launch over a hosts file",
     )
 
 
