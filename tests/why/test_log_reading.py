@@ -240,13 +240,14 @@ def test_cuda_that_does_not_start_blames_a_node_only_if_no_rank_of_it_got_furthe
     assert (diagnose_nodes(first, other).bad_nodes == ("node1",)) is (code == (1, 1))
 
 
-RUST = ("tcp connect error: Connection refused (os error 111)", "error sending request for url (http://x:1/y)")
+RUST_CLIENTS = ("tcp connect error: Connection refused (os error 111)", "error sending request for url (http://x:1/y)")
 
 
-@pytest.mark.parametrize("words", RUST)
+@pytest.mark.parametrize("words", RUST_CLIENTS)
 def test_client_written_in_rust_reports_another_service(words: str) -> None:
     found = of_one(traceback(f"RuntimeError: {words}", "/opt/venv/lib/python3.11/site-packages/torchft/manager.py"))
-    assert (found.cause.kind, found.cause.name) == (Kind.NETWORK, "service-lost")
+    assert found.cause.kind is Kind.NETWORK
+    assert found.cause.name == "service-lost"
 
 
 def test_rank_without_a_log_has_the_last_words_of_its_launchers_log() -> None:
