@@ -43,7 +43,7 @@ def address(record: Record, node: Node) -> dict[str, Any]:
 
 
 class _NodeLogs:
-    """What has been read of the logs of one node: the offsets up to which each file is read."""
+    """Read position in the logs of one node: the offset up to which each file is read."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
