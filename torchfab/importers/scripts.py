@@ -1,4 +1,4 @@
-"""Turns a shell or batch script that launches training into a command line. The script is read, never run."""
+"""Convert a shell or batch script that launches training to a command line. The script is read, never run."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from torchfab.importers.shell_words import Expander
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=(.*)", re.DOTALL)
 _EXPORTS = ("export", "declare", "typeset", "readonly", "local")
 _REASONS = {
-    **dict.fromkeys(("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd"), "it prints only"),
+    **dict.fromkeys(("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd"), "it only prints"),
     **dict.fromkeys(
-        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"), "it is about this shell"
+        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"),
+        "it affects only the script's own shell",
     ),
-    **dict.fromkeys(
-        ("module", "ml"), "the nodes' login shell must do it, or --python must name an interpreter that works without"
-    ),
+    **dict.fromkeys(("module", "ml"), "give it with --setup, which the login shell of each node runs"),
     "conda": "give the environment's interpreter: --python /path/to/env/bin/python",
     "mamba": "give the environment's interpreter: --python /path/to/env/bin/python",
-    "source": "it is not run; what it exports goes into --env NAME=VALUE",
-    ".": "it is not run; what it exports goes into --env NAME=VALUE",
+    "source": "it is not run; give the variables that it exports with --env NAME=VALUE",
+    ".": "it is not run; give the variables that it exports with --env NAME=VALUE",
     "tee": "fab keeps the logs of all ranks: fab logs",
     "pip": "install it on the nodes before the launch",
-    "cd": "a directory that is not known; --workdir is absolute",
+    "cd": "the directory is not known: give its absolute path with --workdir",
     "ssh": "fab connects to the nodes itself",
     "pdsh": "fab connects to the nodes itself",
     "blaunch": "fab connects to the nodes itself",
-    "tail": "it prints only",
+    "tail": "it only prints",
 }
-_OTHER = "shell, which is not run: what must happen on the nodes happens before the launch"
+_OTHER = "a shell command, which is not run: use --setup or --before, or run it before the launch"
 _SHELLS = ("bash", "sh", "eval", "ssh")
 _MAX_DEPTH = 5
 
@@ -124,7 +123,7 @@ class _Reader:
             self.launch, self.launched_with = launch, self.launched_with | used
             launch.apply(self.draft, each.number)
         elif launch is not None:
-            self._skip(each, "another command that launches: a command line has one")
+            self._skip(each, "a second launch command: only the first one is converted")
         elif not self._setup(words):
             self._skip(each, _reason(words, each.writes))
 
@@ -133,7 +132,7 @@ class _Reader:
         self.draft.skip(each.number, " ".join(each.words), reason)
 
     def _inner(self, each: Statement, words: list[str], inner: str, used: set[str], depth: int) -> None:
-        """Read the script of `bash -c SCRIPT`, with what stands before it."""
+        """Read the script of `bash -c SCRIPT`, and the command in front of it."""
         position = next(index for index, word in enumerate(words) if posixpath.basename(word) in _SHELLS)
         outer = launch_lines.parse([*words[:position], "python", "_.py"]) if position else None
         before = self.launch
@@ -149,7 +148,7 @@ class _Reader:
             self.launch.settings = {**outer.settings, **self.launch.settings}
 
     def _setup(self, words: list[str]) -> bool:
-        """Take over a command that sets up the environment; say whether it was one."""
+        """Convert a command that sets up the environment; return whether it was one."""
         name, value = words[0], words[1] if len(words) > 1 else ""
         if is_dynamic(value):
             return False
@@ -189,7 +188,7 @@ class _Reader:
     def _note_default(self, name: str, entry: _Assigned) -> None:
         if name in self.expander.defaults:
             text = variables.shown(name, entry.text)
-            self.draft.skip(entry.number, text, "its default was taken; the terminal's value is not asked for")
+            self.draft.skip(entry.number, text, "its default is used, not the value of this terminal")
 
 
 def _inner_script(words: list[str]) -> str | None:
@@ -216,7 +215,7 @@ def _reason(words: list[str], writes: str) -> str:
 
 
 def read(text: str) -> Draft:
-    """Turn a script into a command line.
+    """Convert a script to a command line.
 
     Parameters
     ----------
@@ -226,7 +225,7 @@ def read(text: str) -> Draft:
     Returns
     -------
     Draft
-        Its `script` is empty if no command in it launches anything.
+        Its `script` is empty if no command of the script launches training.
     """
     draft = Draft("a shell script")
     found = directives.read(text)
@@ -241,7 +240,7 @@ def read(text: str) -> Draft:
 
 
 def _slurm_variables(draft: Draft) -> dict[str, str]:
-    """Return the variables of Slurm whose values the directives say."""
+    """Return the variables of Slurm whose values follow from the directives."""
     nodes, gpus = draft.value("nodes"), draft.value("gpus-per-node").rpartition(":")[2]
     known: dict[str, str] = {}
     if draft.task == "launch-slurm" and nodes:
@@ -264,7 +263,7 @@ def _choose_task(draft: Draft, launch: Launch) -> None:
     _set_counts(draft, settings, by_srun=launch.kind == "srun")
     if launch.kind == "srun":
         draft.skip(
-            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set, SLURM_PROCID is that of the node"
+            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set; SLURM_PROCID is the number of the node"
         )
     _note_unknown(draft, launch, settings)
     if slurm and "max-restarts" in settings:
@@ -288,7 +287,7 @@ def _set_hosts(draft: Draft, settings: dict[str, str]) -> None:
 
 
 def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
-    """Turn the numbers of nodes and ranks that other launchers take into --nodes and --nproc-per-node."""
+    """Convert the numbers of nodes and ranks of other launchers to --nodes and --nproc-per-node."""
     nnodes = settings.pop("nnodes", "")
     if is_whole(nnodes):
         settings.setdefault("nodes", nnodes)
@@ -301,7 +300,9 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
     if is_whole(total) and is_whole(nodes) and int(nodes):
         settings.setdefault("nproc-per-node", str(max(1, int(total) // int(nodes))))
     elif is_whole(total):
-        draft.skip(0, f"{total} processes", "on how many nodes is not known: --nproc-per-node sets the ranks of a node")
+        draft.skip(
+            0, f"{total} processes", "the number of nodes is not known: --nproc-per-node sets the ranks per node"
+        )
     if by_srun and is_whole(ranks) and int(ranks) > 1:
         settings.setdefault("nproc-per-node", ranks)
     gpus = draft.value("gpus-per-node").rpartition(":")[2]
@@ -312,7 +313,7 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
 
 
 def _note_unknown(draft: Draft, launch: Launch, settings: dict[str, str]) -> None:
-    """Note the options whose values are not known, unless the directives say them."""
+    """Note the options whose values are neither known nor set by the directives."""
     known = {"nodes": draft.value("nodes"), "nnodes": draft.value("nodes") or settings.get("nodes", "")}
     known["nproc-per-node"] = draft.value("gpus-per-node") or settings.get("nproc-per-node", "")
     for flag, option in launch.unknown.items():

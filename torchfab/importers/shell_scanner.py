@@ -1,4 +1,4 @@
-"""Splits a shell script into simple commands and raw words. Nothing is expanded, and nothing is run."""
+"""Split a shell script into simple commands and raw words. Nothing is expanded or run."""
 
 from __future__ import annotations
 
@@ -114,7 +114,20 @@ class _Scanner:
 
 
 def skip_word(text: str, start: int) -> int:
-    """Return where the word that begins at a position ends; at least one character further."""
+    """Return the end of the word that begins at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    start : int
+        Index of the first character of the word.
+
+    Returns
+    -------
+    int
+        Index after the word; at least `start` + 1.
+    """
     position = start
     while position < len(text):
         sign = text[position]
@@ -125,7 +138,20 @@ def skip_word(text: str, start: int) -> int:
 
 
 def skip_part(text: str, position: int) -> int:
-    """Return where the quoted text, the substitution or the character at a position ends."""
+    """Return the end of the quoted text, substitution or single character at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index of its first character.
+
+    Returns
+    -------
+    int
+        Index after it.
+    """
     sign, two = text[position], text[position : position + 2]
     if sign == "\\":
         return min(position + 2, len(text))
@@ -139,7 +165,20 @@ def skip_part(text: str, position: int) -> int:
 
 
 def skip_quoted(text: str, position: int) -> int:
-    """Return the position after the double quote that closes a text."""
+    """Return the position after the double quote that closes a text.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index after the opening quote.
+
+    Returns
+    -------
+    int
+        The length of the text if the quote is not closed.
+    """
     while position < len(text):
         sign = text[position]
         if sign == '"':
@@ -179,7 +218,7 @@ def statements(text: str) -> list[Statement]:
     Parameters
     ----------
     text : str
-        The script. Anything can be scanned: what is not closed reaches to the end.
+        The script; any text is accepted. An unclosed quote or bracket extends to the end.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Expands words of a shell script as far as the script itself says their values. Nothing is run.
+"""Expand words of a shell script with the values that the script itself sets. Nothing is run.
 
-What only a shell, or the job's environment, could know stays in the word as a dynamic part (`draft.dynamic`).
+Parts that only a shell or the job's environment could resolve are kept as dynamic parts (`draft.dynamic`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BRACED = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-=])(.*))?\}", re.DOTALL)
 _FIELD = re.compile(f"(?:{OPEN}[^{OPEN}{CLOSE}]*{CLOSE}|[^ \\t\\n{OPEN}{CLOSE}])+")
 _MAX_DEPTH = 20
-_MAX_LENGTH = 50_000  # a variable may hold itself twice, again and again
+_MAX_LENGTH = 50_000  # a variable may contain itself twice, repeatedly
 _ARITHMETIC: Mapping[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -38,7 +38,7 @@ class Expander:
     variables : dict of str to str
         Their values, which may have dynamic parts.
     used : set of str
-        The names that were asked for so far.
+        The names of all variables that were read so far.
     defaults : dict of str to str
         Values that were taken from `${NAME:-value}`, by name.
     """
@@ -49,7 +49,18 @@ class Expander:
     depth: int = 0
 
     def fields(self, raw: str) -> list[str]:
-        """Return the words that a raw word stands for: none for an empty variable, several for one with blanks."""
+        """Return the words that a raw word expands to.
+
+        Parameters
+        ----------
+        raw : str
+            The word, with its quotes.
+
+        Returns
+        -------
+        list of str
+            Empty for an empty variable; several for an unquoted value with blanks.
+        """
         fields: list[str] = []
         current: str | None = None
         for text, quoted in self._parts(raw):
@@ -72,11 +83,22 @@ class Expander:
         return fields if current is None else [*fields, current]
 
     def value(self, raw: str) -> str:
-        """Return what a raw word is as the value of a variable: one text, whatever blanks it has."""
+        """Expand a raw word as the value of a variable, which is not split at blanks.
+
+        Parameters
+        ----------
+        raw : str
+            The word, with its quotes.
+
+        Returns
+        -------
+        str
+            At most 50,000 characters.
+        """
         return "".join(text for text, _ in self._parts(raw))[:_MAX_LENGTH]
 
     def _parts(self, raw: str) -> list[tuple[str, bool]]:
-        """Return the expanded parts of a raw word, each with whether it is kept whole."""
+        """Return the expanded parts of a raw word, and for each whether it was quoted."""
         parts: list[tuple[str, bool]] = []
         position = 0
         while position < len(raw):
