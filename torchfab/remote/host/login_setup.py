@@ -306,7 +306,7 @@ def _output(folder: str) -> str:
             text = file.read()[-16384:].decode(errors="replace")
     except OSError:
         return ""
-    text = text.replace(os.path.join(folder, ""), "")  # random; equal errors are printed once
+    text = text.replace(os.path.join(folder, ""), "")  # random: equal errors are printed once
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not _is_noise(line)]
     return "".join(f"\n    {line[:300]}" for line in lines[-_OUTPUT_LINES:])
 

@@ -103,7 +103,7 @@ def _lock(request: dict[str, Any], deadline: float) -> Iterator[None]:
     try:
         file = open(path, "w")  # closed below; the file remains, because removing it would allow two locks
     except OSError as error:
-        raise PushError(f"cannot write {path}: {error.strerror}", "allow writing there, or give another --path") from None
+        raise PushError(f"cannot write {path}: {error.strerror}", "allow writing, or give another --path") from None
     with file:
         while not _is_locked(file.fileno()):
             if time.monotonic() > deadline:

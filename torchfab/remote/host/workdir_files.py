@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-# Small files are hashed completely. For a larger one (data, a checkpoint missing from .gitignore) the size and both ends
-# suffice, so that a disk full of such files does not delay the check.
+# Small files are hashed completely. For a larger one (data, a checkpoint missing from .gitignore) the size and both
+# ends suffice, so that a disk full of such files does not delay the check.
 WHOLE_BYTES = 64 * 1024 * 1024
 END_BYTES = 1024 * 1024
 SHOWN = 20

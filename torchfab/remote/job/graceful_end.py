@@ -129,7 +129,7 @@ class GracefulEnd:
         held = self.hold.traced | self.hold.stopped
         if held:
             below = [pid for pid in [top, *procfs.descendants([top])] if pid in held]
-                        # SIGTERM is pending in the held process, so that it is handled before the end of the ranks is noticed:
+            # SIGTERM is pending in the held process, so that it is handled before the end of the ranks is noticed:
             # otherwise an agent would restart them.
             if self.hold.withheld.get(top) != signal.SIGTERM:
                 self._signal(top, signal.SIGTERM)
