@@ -188,7 +188,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
     "ray": (
         RAY,
         {
-            "6: setup_commands: pip install torch": "what must happen on the nodes",
+            "6: setup_commands: pip install torch": "fab runs no commands of this file",
             "8: docker.image: rayproject/ray": "ranks run on the nodes themselves",
         },
     ),
@@ -199,7 +199,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
             "9: spec.pytorchReplicaSpecs.Master.restartPolicy: OnFailure": "a failed pod fails the job",
             "19: MASTER_PORT=…": "fab sets it",
             "20: HF_TOKEN=…": "a secret: export it in this terminal",
-            "21: env POD_IP": "its value is of the cluster",
+            "21: env POD_IP": "its value comes from the cluster",
             f"29: {POD}.containers.volumeMounts: /etc/x": "only PersistentVolumeClaims",
             f"37: {POD}.schedulerName: volcano": "fab has no flag for it",
         },
@@ -208,7 +208,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
         TRAIN_JOB,
         {"6: runtimeRef.name: torch-distributed": "its image", "15: PET_NNODES=…": "torchrun would"},
     ),
-    "JobSet": (JOB_SET, {"19: RANK=…": "the launcher sets it", "26: echo hello": "it prints only"}),
+    "JobSet": (JOB_SET, {"19: RANK=…": "the launcher sets it", "26: echo hello": "it only prints"}),
 }
 
 
@@ -293,7 +293,7 @@ def test_of_several_documents_the_one_that_launches_counts() -> None:
 def test_a_cluster_that_a_cloud_makes_has_no_hosts() -> None:
     draft = read("cluster_name: x\nprovider:\n  type: aws\n  region: us-west-2\n")
     assert "-H" not in command(draft)
-    assert notes(draft)["0: provider.type: aws"].startswith("a cloud makes the machines")
+    assert notes(draft)["0: provider.type: aws"].startswith("a cloud creates the machines")
 
 
 def test_a_document_of_no_known_kind_is_an_error() -> None:

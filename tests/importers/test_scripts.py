@@ -93,8 +93,8 @@ def test_every_line_is_carried_over_or_listed() -> None:
     text = "\n".join(("#!/bin/sh", *lines))
     found = notes(read(text))
     assert sorted(int(key.partition(":")[0]) for key in found) == [2, 3, 4, 5, 7, 8]
-    assert found["4: conda activate llm"].endswith("or --python /path/to/env/bin/python names its interpreter")
-    assert found["7: torchrun b.py"] == "another command that launches: a command line has one"
+    assert found["4: conda activate llm"].endswith("--python /path/to/env/bin/python")
+    assert found["7: torchrun b.py"] == "a second launch command: only the first one is converted"
 
 
 LAUNCHES: dict[str, tuple[str, list[str]]] = {
@@ -247,7 +247,7 @@ def test_what_is_left_out_around_the_command_is_noted() -> None:
 def test_arguments_of_the_script_and_unknown_arrays_stay_open() -> None:
     text = render(read('#!/bin/sh\ntorchrun a.py $1 "${X[@]}"\n'), "x")
     assert "# to fill in: $1: an argument of the script; write its value\n" in text
-    assert "# to fill in: ${X[@]}: the file does not say its values; write them\n" in text
+    assert "# to fill in: ${X[@]}: the file does not set it; write its values\n" in text
 
 
 def test_control_characters_are_escaped_in_the_command() -> None:
@@ -277,8 +277,8 @@ def test_ranks_that_srun_starts_are_ranks_of_a_node(directives: str, options: st
 def test_names_that_the_file_never_defines_stay_open() -> None:
     draft = read('#!/bin/sh\n#SBATCH -N 1\nSCRIPT=a.py\nCMD="torchrun $PYTHON_FILE $(date)"\nsrun $CMD\n')
     text = render(draft, "x")
-    assert "# to fill in: $PYTHON_FILE: the file does not say its value; set it before you run this\n" in text
-    assert "# to fill in: $(date): shell, which is not evaluated; write its result\n" in text
+    assert "# to fill in: $PYTHON_FILE: the file does not set it; set it before you run this\n" in text
+    assert "# to fill in: $(date): a shell expression, which is not evaluated; replace it by its result\n" in text
     assert text.endswith("""  -- "${PYTHON_FILE}" '<$(date)>'""")
 
 

@@ -1,9 +1,9 @@
-"""Turns the launch files of other tools into command lines of fab, and says what of them is not carried over.
+"""Convert launch files of other tools to command lines of fab, and list the parts that are not carried over.
 
     draft = importers.read(text, "train.slurm")
     print(render(draft, "train.slurm"))
 
-All of it is pure: a script is read, never run.
+All functions are pure; a script is read, never run.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ _DEEPSPEED_KEYS = {
 
 
 def read(text: str, name: str) -> Draft:
-    """Turn a launch file into a command line.
+    """Convert a launch file to a command line.
 
     Parameters
     ----------
     text : str
-        Its text.
+        The text of the file.
     name : str
-        Its name, for messages.
+        The name of the file, for messages.
 
     Returns
     -------
     Draft
+        The command line, and the parts of the file that it does not represent.
 
     Raises
     ------
     UsageError
-        The file is of no kind that can be imported, or launches nothing.
+        The file is of a kind that cannot be imported, or starts nothing.
     """
     text = clean(text)
     source = Source(text, name)
@@ -89,7 +90,7 @@ def _script(text: str, name: str) -> Draft:
 
 
 def _load(part: str, text: str, name: str) -> Any:
-    # Blank lines stand for the documents before this one, so that lines keep their numbers.
+    # Replace the documents before this one by blank lines, so that line numbers stay correct.
     lines_before = text.count("\n", 0, text.find(part))
     return load(Source("\n" * lines_before + part, name))
 

@@ -1,4 +1,4 @@
-"""Turns a configuration of accelerate (`accelerate config`) into a command line."""
+"""Convert a configuration of accelerate (`accelerate config`) to a command line."""
 
 from __future__ import annotations
 
@@ -30,22 +30,32 @@ _NO_MEANING = (
 
 
 def matches(document: Any) -> bool:
-    """Say whether a document is a configuration of accelerate."""
+    """Say whether a document is a configuration of accelerate.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    bool
+    """
     return isinstance(document, dict) and bool({"compute_environment", "num_machines"} & set(document))
 
 
 def read(document: dict[str, Any]) -> Draft:
-    """Turn a configuration into a command line.
+    """Convert a configuration to a command line.
 
     Parameters
     ----------
     document : dict
-        Its content, as `structured.load` returns it; it is used up.
+        The document, as `structured.load` returns it; its values are removed.
 
     Returns
     -------
     Draft
-        Without a script: the configuration has none.
+        Without a script, because the configuration names none.
     """
     draft = Draft("a configuration of accelerate")
     root = Document(document, draft)

@@ -1,4 +1,4 @@
-"""The directives of batch scripts: `#SBATCH --nodes=4`, `#BSUB -gpu num=4`, `#PBS -l select=2:ngpus=4`."""
+"""Parse the directives of batch scripts: `#SBATCH --nodes=4`, `#BSUB -gpu num=4`, `#PBS -l select=2:ngpus=4`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Directive:
 
     @property
     def text(self) -> str:
-        """The directive as it stands in the file, in one form."""
+        """The directive as text, with the long form of its option."""
         dashes = "-" if len(self.option) == 1 else "--"
         return f"#{self.scheduler} {dashes}{self.option}" + (f" {self.value}" if self.value else "")
 
@@ -69,7 +69,7 @@ def read(text: str) -> list[Directive]:
     Returns
     -------
     list of Directive
-        In their order; an option that is not understood has its words as they are.
+        In the order of the script; an unknown option is kept unchanged.
     """
     found: list[Directive] = []
     ignored = ""
@@ -121,14 +121,14 @@ def _sbatch_name(name: str) -> str:
 
 
 def apply(directives: list[Directive], draft: Draft) -> None:
-    """Turn directives into flags of fab; what has no flag is noted.
+    """Convert directives to flags of fab; note those without a flag.
 
     Parameters
     ----------
     directives : list of Directive
         All of one scheduler.
     draft : Draft
-        The draft, to be completed.
+        The draft; completed in place.
     """
     {"SBATCH": _apply_sbatch, "BSUB": _apply_bsub, "PBS": _apply_pbs}[directives[0].scheduler](directives, draft)
 
@@ -170,7 +170,7 @@ def _apply_sbatch_option(each: Directive, draft: Draft) -> None:
     elif re.fullmatch(r"[a-z][a-z0-9-]+", name):
         draft.set("sbatch-arg", f"--{name}" + (f"={value}" if value else ""))
     else:
-        draft.skip(each.number, each.text, "an option of sbatch that is not understood")
+        draft.skip(each.number, each.text, "an unknown option of sbatch")
 
 
 def _note_part(each: Directive, draft: Draft) -> None:
@@ -210,7 +210,7 @@ def _sbatch_nodes(values: Mapping[str, str]) -> str:
 
 
 def _sbatch_gpus(values: Mapping[str, str], nodes: int) -> str:
-    """Return the GPUs of a node, as N or TYPE:N; empty where none are requested."""
+    """Return the GPUs per node, as N or TYPE:N; empty if none are requested."""
     if values.get("gpus-per-node"):
         return values["gpus-per-node"]
     if gres := _gres_gpus(values.get("gres", "")):
@@ -270,7 +270,7 @@ def _apply_pbs(directives: list[Directive], draft: Draft) -> None:
             draft.skip(each.number, each.text, _REASONS["output"] if each.option in "oejk" else _STAYS)
 
 
-_STAYS = "what the scheduler is asked for stays with its own command; run fab inside of the job"
+_STAYS = "a request to the scheduler: keep it in the batch script, and run fab inside the job"
 
 
 def _inside_the_job(draft: Draft, hostfile: str, file_format: str) -> None:

@@ -1,4 +1,4 @@
-"""Turns a shell or batch script that launches training into a command line. The script is read, never run."""
+"""Convert a shell or batch script that launches training to a command line. The script is read, never run."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ _EXPORTS = ("export", "declare", "typeset", "readonly", "local")
 _IN_LOGIN_SHELL = "--setup 'THIS LINE' runs it on every node"
 _PRINTS = ("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd", "clear", "which")
 _REASONS = {
-    **dict.fromkeys(_PRINTS, "it prints only"),
+    **dict.fromkeys(_PRINTS, "it only prints"),
     **dict.fromkeys(
-        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"), "it is about this shell"
+        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"),
+        "it affects only the script's own shell",
     ),
     **dict.fromkeys(
         ("case", "esac", "for", "select", "[", "[[", "test", "break", "continue", "return", "function"),
-        "conditions, loops and functions are not followed",
+        "conditions, loops and functions are not evaluated",
     ),
-    **dict.fromkeys(("module", "ml", "spack"), f"{_IN_LOGIN_SHELL}, or --python names an interpreter that needs none"),
+    **dict.fromkeys(
+        ("module", "ml", "spack"), f"{_IN_LOGIN_SHELL}, or --python gives an interpreter that does not need it"
+    ),
     **dict.fromkeys(
         ("conda", "mamba", "micromamba"),
-        f"{_IN_LOGIN_SHELL}, or --python /path/to/env/bin/python names its interpreter",
+        f"{_IN_LOGIN_SHELL}, or give the environment's interpreter: --python /path/to/env/bin/python",
     ),
     **dict.fromkeys(("source", "."), f"{_IN_LOGIN_SHELL} and takes over what it exports; or --env NAME=VALUE"),
     "tee": "fab keeps the logs of all ranks: fab logs",
     "pip": "install it on the nodes before the launch",
-    "cd": "a directory that is not known; --workdir is absolute",
+    "cd": "the directory is not known: give its absolute path with --workdir",
     "ssh": "fab connects to the nodes itself",
     "pdsh": "fab connects to the nodes itself",
     "blaunch": "fab connects to the nodes itself",
-    "tail": "it prints only",
+    "tail": "it only prints",
 }
-_OTHER = "shell, which is not run: what must happen on the nodes happens before the launch"
-_ANOTHER = "another command that launches: a command line has one"
+_OTHER = "a shell command, which is not run: use --setup or --before, or run it before the launch"
+_ANOTHER = "a second launch command: only the first one is converted"
 _SCRIPT_READERS = frozenset(("bash", "sh", "ssh", "sbatch"))
 _CONTINUED = re.compile(r"\\[ \t]+(?=\n)")
 _FAN_OUT = ("pdsh", "clush", "pssh")
@@ -175,7 +178,7 @@ class _Reader:
         self.draft.skip(each.number, " ".join(each.words), reason)
 
     def _inner(self, each: Statement, words: list[str], inner: str, used: set[str], depth: int) -> None:
-        """Read the script of `bash -c SCRIPT`, with what stands before it."""
+        """Read the script of `bash -c SCRIPT`, and the command in front of it."""
         position = next(index for index, word in enumerate(words) if posixpath.basename(word) in _SHELLS)
         outer = launch_lines.parse([*words[:position], "python", "_.py"]) if position else None
         before = self.launch
@@ -195,7 +198,7 @@ class _Reader:
             self.launch.settings = {**outer.settings, **self.launch.settings}
 
     def _setup(self, each: Statement, words: list[str]) -> bool:
-        """Take over a command that sets up the environment; say whether it was one."""
+        """Convert a command that sets up the environment; return whether it was one."""
         name, value = words[0], words[1] if len(words) > 1 else ""
         if is_dynamic(value):
             return False
@@ -219,7 +222,7 @@ class _Reader:
     def finish(self) -> None:
         """Take over the command; turn exported variables into --env, and note the ones that nothing uses."""
         for each, _, _ in self.later:
-            self._skip(each, "it stands behind the command that launches")
+            self._skip(each, "it follows the command that launches")
         if self.launch is not None and self.launched_at is not None:
             self.launch.apply(self.draft, self.launched_at.number)
         needed = self._closure()
@@ -245,7 +248,7 @@ class _Reader:
     def _note_default(self, name: str, entry: _Assigned) -> None:
         if name in self.expander.defaults:
             text = variables.shown(name, entry.text)
-            self.draft.skip(entry.number, text, "its default was taken; the terminal's value is not asked for")
+            self.draft.skip(entry.number, text, "its default is used, not the value of this terminal")
 
 
 def _inner_script(words: list[str]) -> str | None:
@@ -274,7 +277,7 @@ def _reason(words: list[str], writes: str) -> str:
 
 
 def read(text: str) -> Draft:
-    """Turn a script into a command line.
+    """Convert a script to a command line.
 
     Parameters
     ----------
@@ -284,7 +287,7 @@ def read(text: str) -> Draft:
     Returns
     -------
     Draft
-        Its `script` is empty if no command in it launches anything.
+        Its `script` is empty if no command of the script launches training.
     """
     draft = Draft("a shell script")
     for match in _CONTINUED.finditer(text):
@@ -303,7 +306,7 @@ def read(text: str) -> Draft:
 
 
 def _slurm_variables(draft: Draft) -> dict[str, str]:
-    """Return the variables of Slurm whose values the directives say."""
+    """Return the variables of Slurm whose values follow from the directives."""
     nodes, gpus = draft.value("nodes"), draft.value("gpus-per-node").rpartition(":")[2]
     known: dict[str, str] = {}
     if draft.task == "launch-slurm" and nodes:
@@ -326,7 +329,7 @@ def _choose_task(draft: Draft, launch: Launch) -> None:
     _set_counts(draft, settings, by_srun=launch.kind == "srun")
     if launch.kind == "srun":
         draft.skip(
-            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set, SLURM_PROCID is that of the node"
+            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set; SLURM_PROCID is the number of the node"
         )
     _note_unknown(draft, launch, settings)
     if slurm and "max-restarts" in settings:
@@ -350,7 +353,7 @@ def _set_hosts(draft: Draft, settings: dict[str, str]) -> None:
 
 
 def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
-    """Turn the numbers of nodes and ranks that other launchers take into --nodes and --nproc-per-node."""
+    """Convert the numbers of nodes and ranks of other launchers to --nodes and --nproc-per-node."""
     nnodes = settings.pop("nnodes", "")
     if is_whole(nnodes):
         settings.setdefault("nodes", nnodes)
@@ -363,7 +366,9 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
     if is_whole(total) and is_whole(nodes) and int(nodes):
         settings.setdefault("nproc-per-node", str(max(1, int(total) // int(nodes))))
     elif is_whole(total):
-        draft.skip(0, f"{total} processes", "on how many nodes is not known: --nproc-per-node sets the ranks of a node")
+        draft.skip(
+            0, f"{total} processes", "the number of nodes is not known: --nproc-per-node sets the ranks per node"
+        )
     if by_srun and is_whole(ranks) and int(ranks) > 1:
         settings.setdefault("nproc-per-node", ranks)
     gpus = draft.value("gpus-per-node").rpartition(":")[2]
@@ -374,7 +379,7 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
 
 
 def _note_unknown(draft: Draft, launch: Launch, settings: dict[str, str]) -> None:
-    """Note the options whose values are not known, unless the directives say them."""
+    """Note the options whose values are neither known nor set by the directives."""
     known = {"nodes": draft.value("nodes"), "nnodes": draft.value("nodes") or settings.get("nodes", "")}
     known["nproc-per-node"] = draft.value("gpus-per-node") or settings.get("nproc-per-node", "")
     for flag, option in launch.unknown.items():

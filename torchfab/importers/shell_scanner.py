@@ -1,4 +1,4 @@
-"""Splits a shell script into simple commands and raw words. Nothing is expanded, and nothing is run."""
+"""Split a shell script into simple commands and raw words. Nothing is expanded or run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,20 @@ class _Scanner:
 
 
 def skip_word(text: str, start: int) -> int:
-    """Return where the word that begins at a position ends; at least one character further."""
+    """Return the end of the word that begins at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    start : int
+        Index of the first character of the word.
+
+    Returns
+    -------
+    int
+        Index after the word; at least `start` + 1.
+    """
     position = start
     while position < len(text):
         sign = text[position]
@@ -137,7 +150,22 @@ def skip_word(text: str, start: int) -> int:
 
 
 def skip_part(text: str, position: int, depth: int = 0) -> int:
-    """Return where the quoted text, the substitution or the character at a position ends."""
+    """Return the end of the quoted text, substitution or single character at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index of its first character.
+    depth : int
+        The substitutions that it is in; beyond 100, all text belongs to it. Default 0.
+
+    Returns
+    -------
+    int
+        Index after it.
+    """
     sign, two = text[position], text[position : position + 2]
     end = position + 1
     if depth > MAX_DEPTH:
@@ -165,7 +193,22 @@ def _skip_escaped(text: str, position: int) -> int:
 
 
 def skip_quoted(text: str, position: int, depth: int = 0) -> int:
-    """Return the position after the double quote that closes a text."""
+    """Return the position after the double quote that closes a text.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index after the opening quote.
+    depth : int
+        The substitutions that it is in. Default 0.
+
+    Returns
+    -------
+    int
+        The length of the text if the quote is not closed.
+    """
     while position < len(text):
         sign = text[position]
         if sign == '"':
@@ -205,7 +248,7 @@ def statements(text: str) -> list[Statement]:
     Parameters
     ----------
     text : str
-        The script. Anything can be scanned: what is not closed reaches to the end.
+        The script; any text is accepted. An unclosed quote or bracket extends to the end.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Expands words of a shell script as far as the script itself says their values. Nothing is run.
+"""Expand words of a shell script with the values that the script itself sets. Nothing is run.
 
-What only a shell, or the job's environment, could know stays in the word as a dynamic part (`draft.dynamic`).
+Parts that only a shell or the job's environment could resolve are kept as dynamic parts (`draft.dynamic`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{1,2}|u[0-9A-Fa-f]{1,4}|[0-7]{1,3}|.)", re
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b", "E": "\x1b"}
 _FIELD = re.compile(f"(?:{OPEN}[^{OPEN}{CLOSE}]*{CLOSE}|[^ \\t\\n{OPEN}{CLOSE}])+")
 _MAX_DEPTH = 20
-_MAX_LENGTH = 50_000  # a variable may hold itself twice, again and again
+_MAX_LENGTH = 50_000  # a variable may contain itself twice, repeatedly
 _ARITHMETIC: Mapping[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -41,7 +41,7 @@ class Expander:
     variables : dict of str to str
         Their values, which may have dynamic parts.
     used : set of str
-        The names that were asked for so far.
+        The names of all variables that were read so far.
     defaults : dict of str to str
         Values that were taken from `${NAME:-value}`, by name.
     arrays : dict of str to list of str
@@ -67,7 +67,18 @@ class Expander:
         self.variables[name] = values[0] if values else ""
 
     def fields(self, raw: str) -> list[str]:
-        """Return the words that a raw word stands for: none for an empty variable, several for one with blanks."""
+        """Return the words that a raw word expands to.
+
+        Parameters
+        ----------
+        raw : str
+            The word, with its quotes.
+
+        Returns
+        -------
+        list of str
+            Empty for an empty variable; several for an unquoted value with blanks.
+        """
         element = _ELEMENT.fullmatch(raw.strip('"'))
         if element and element[2] == "@" and element[1] in self.arrays:
             self.used.add(element[1])
@@ -95,11 +106,22 @@ class Expander:
         return fields if current is None else [*fields, current]
 
     def value(self, raw: str) -> str:
-        """Return what a raw word is as the value of a variable: one text, whatever blanks it has."""
+        """Expand a raw word as the value of a variable, which is not split at blanks.
+
+        Parameters
+        ----------
+        raw : str
+            The word, with its quotes.
+
+        Returns
+        -------
+        str
+            At most 50,000 characters.
+        """
         return "".join(text for text, _ in self._parts(raw))[:_MAX_LENGTH]
 
     def _parts(self, raw: str) -> list[tuple[str, bool]]:
-        """Return the expanded parts of a raw word, each with whether it is kept whole."""
+        """Return the expanded parts of a raw word, and for each whether it was quoted."""
         parts: list[tuple[str, bool]] = []
         position = 0
         while position < len(raw):

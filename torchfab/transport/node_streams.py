@@ -73,13 +73,13 @@ class NodeStreams(Generic[FrameType]):
         """Whether all streams are finished."""
         return all(stream.is_finished for stream in self._streams.values())
 
-    def poll(self) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
+    def poll(self) -> Iterator[tuple[Node, Sequence[FrameType] | TorchfabError]]:
         """Yield what has arrived since the last call.
 
         Yields
         ------
-        tuple of Node and Struct or TorchfabError
-            A node with a frame, or with the reason why its connection broke.
+        tuple of Node and sequence of Struct, or of Node and TorchfabError
+            A node with its new frames, at least one; or with the reason why its connection broke.
         """
         while not self._opened.empty():
             connection, result = self._opened.get()
@@ -136,7 +136,7 @@ class NodeStreams(Generic[FrameType]):
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
+    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, TorchfabError]]:
         try:
             if isinstance(result, Exception):
                 raise result
@@ -145,7 +145,7 @@ class NodeStreams(Generic[FrameType]):
         except Exception as error:
             yield self._lose(stream, error)
 
-    def _read(self, stream: _Stream) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
+    def _read(self, stream: _Stream) -> Iterator[tuple[Node, Sequence[FrameType] | TorchfabError]]:
         if stream.session is None or stream.is_finished:
             return
         try:
@@ -155,11 +155,9 @@ class NodeStreams(Generic[FrameType]):
         except HostError as error:
             yield self._lose(stream, error)
             return
-        for frame in frames:
-            if self._streams[stream.node.rank].is_finished:  # finished while the previous frame was handled
-                return
+        if frames:
             stream.last_frame = time.monotonic()
-            yield stream.node, frame
+            yield stream.node, frames
 
     def _lose(self, stream: _Stream, error: Exception) -> tuple[Node, TorchfabError]:
         problem = as_error(error)

@@ -248,11 +248,34 @@ class Session:
             raise self._ended()
         self._check_silence(data)
         self.arrived += data or b""
-        frames = []
+        frames = self._take_plain_frames()
         while (frame := self._next_frame()) is not None:
             if not frame.header.pulse and frame.header.of in (None, self.number):
                 frames.append(_decode_frame(frame, self.answer_type))
         return frames
+
+    def _take_plain_frames(self) -> list[Any]:
+        """Take all frames that have arrived, decoded at once; none if there is anything else among them.
+
+        Frames of few lines, read one by one, cost more than all else that is done with a log line.
+        """
+        head = FRAME.match(self.arrived)
+        if head is None or len(self.arrived) <= head.end() + int(head[1]):  # less than one whole frame, or just one
+            return []
+        parts = FRAME.split(self.arrived)[1:]
+        lengths, frames = list(map(int, parts[::2])), parts[1::2]
+        if len(frames[-1]) < lengths[-1]:
+            del lengths[-1], frames[-1]
+        if list(map(len, frames)) != lengths:
+            return []
+        decoded = messages.decode_stream(frames, self.answer_type)
+        if decoded is None:
+            return []
+        self.has_answered = True
+        size = sum(lengths) + sum(len(str(length)) + 2 for length in lengths)
+        self.log.debug("%d frames of request %d: %s, %d bytes", len(frames), self.number, self.name, size)
+        del self.arrived[:size]
+        return decoded
 
     def _check_silence(self, data: bytes | None) -> None:
         now = time.monotonic()

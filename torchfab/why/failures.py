@@ -25,7 +25,7 @@ from torchfab.why.attribution import (
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
 from torchfab.why.frames import crashed_in
-from torchfab.why.log_reading import EvidenceLine, Reading, read
+from torchfab.why.log_reading import EvidenceLine, Reading, last_words, read
 from torchfab.why.tracebacks import Traceback
 
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;
@@ -234,7 +234,11 @@ def _others(node: NodeEvidence, evidence: Evidence) -> tuple[NodeEvidence, ...]:
 
 
 def _read(node: NodeEvidence, label: int | str | None, attempt: int | None = None) -> Reading:
-    return read(logs_of(node, label), reports_of(node, label, attempt))
+    reading = read(logs_of(node, label), reports_of(node, label, attempt))
+    if reading.text.strip() or reading.traceback or label == "agent":
+        return reading
+    # It printed nothing into a log of its own: what the launcher's log says last may be its words.
+    return replace(reading, last_words=last_words(logs_of(node, "agent")))
 
 
 def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure:

@@ -55,7 +55,7 @@ GONE = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": 
             ended(137, reason="OOMKilled"),
             "memory",
             "host-memory",
-            "OOMKilled: it wanted more memory than its machine has",
+            "OOMKilled: it needed more memory than its machine has",
         ),
         (ended(137, reason="Error") | EVICTED, "killed", "evicted", "evicted: The node was low on memory"),
         (ended(143, reason="Error") | DRAINED, "killed", "evicted", "most likely because its machine is drained"),

@@ -16,7 +16,18 @@ MLX, PLAIN = "a hosts file of MLX (JSON)", "a list of hosts"
 
 
 def title(document: Any) -> str:
-    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text."""
+    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    str
+        `MLX`, `PLAIN`, or empty.
+    """
     entries = _entries(document)
     if not entries:
         return ""

@@ -53,12 +53,22 @@ def read_text(path: Path, what: str = "a hosts file") -> str:
         fix = "save it as UTF-8"
         if what == "a hosts file":
             fix += f"; if it is a program, run it: … | fab … --hostfile {STDIN}"
-        raise InventoryError(f"{name_of(path)}: no text: it contains NUL characters, as UTF-16 and programs do", fix)
+        raise InventoryError(f"{name_of(path)}: not text: it contains NUL characters, as UTF-16 and programs do", fix)
     return text
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file for messages."""
+    """Return the name of a file for messages.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str
+    """
     return "stdin" if str(path) == STDIN else str(path)
 
 

@@ -20,7 +20,7 @@ _UNREAD = "a pod does not show it"
 _TAIL_LINES = 400  # per rank
 _LONGEST_LINE = 1000
 _FANOUT = 32
-# Reasons of events about pods that were removed before they could fail, and what they are in a pod's own conditions.
+# Reasons of events about pods that were removed before they could fail, and the same reasons in a pod's conditions.
 _REMOVALS = {"Preempted": "PreemptionByScheduler", "TaintManagerEviction": "DeletionByTaintManager"}
 
 
@@ -33,7 +33,7 @@ def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job:
         None if the cluster holds no object of the job any more: read the archived logs.
     record : Record
         The job.
-    snapshot : Seen
+    snapshot : JobSnapshot
         The state of its objects.
     job : JobStatus
         The status that `job_status` derived from `snapshot`.
@@ -75,7 +75,7 @@ def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, 
 
 
 def _removed(cluster: Cluster | None, snapshot: JobSnapshot, job: JobStatus) -> dict[str, SchedulerReason]:
-    """Return why the cluster removed pods, by node: its events remain for an hour after them."""
+    """Return why the cluster removed pods, by node: its events remain for an hour after the pods."""
     gone = {f"{status.node.label}-": status.node.label for status in job.nodes if _is_gone(status, snapshot)}
     if cluster is None or snapshot.job is None or not gone:
         return {}
@@ -106,7 +106,7 @@ def _as_lost(node: NodeEvidence, removed: Mapping[str, SchedulerReason]) -> Node
 
 
 def _deadline(job: Object | None) -> list[SchedulerReason]:
-    """Return the reason of a Job that the cluster ended because its time was over."""
+    """Return the reason of a Job that the cluster ended because its deadline had passed."""
     for condition in (job or {}).get("status", {}).get("conditions") or ():
         has_failed = condition["type"] == "Failed" and condition["status"] == "True"
         if has_failed and condition.get("reason") == "DeadlineExceeded":

@@ -11,7 +11,9 @@ plain JSON. Fields that a struct does not name are ignored.
 from __future__ import annotations
 
 import json
+import re
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,10 +21,12 @@ import msgspec
 from msgspec import Struct
 
 from torchfab.core.bounded_types import Text
-from torchfab.core.log_lines import strip_controls
+from torchfab.core.log_lines import has_controls, strip_controls
 
 AnswerType = TypeVar("AnswerType", bound=Struct)
 _BUILDING = threading.Lock()
+# Control characters, and surrogates, which msgspec refuses where they are alone.
+_HARMFUL_ESCAPES = re.compile(rb"\\(?:[bfr]|u00[0189]|u007[fF]|u[dD][89a-fA-F])")
 
 
 class MalformedError(Exception):
@@ -52,6 +56,9 @@ class Header(Struct, frozen=True, kw_only=True):
     of: int | None = None
     pulse: bool = False
     problems: list[Problem] = []
+
+
+_HEADER_FIELDS = tuple(f'"{name}"'.encode() for name in Header.__struct_fields__)
 
 
 class Request(Struct, Generic[AnswerType], frozen=True, kw_only=True, tag_field="op"):
@@ -117,6 +124,31 @@ def decode(data: bytes, kind: type[AnswerType]) -> AnswerType:
         raise MalformedError(str(error)) from None
 
 
+def decode_stream(frames: Sequence[bytes], kind: type[AnswerType]) -> list[AnswerType] | None:
+    """Decode many frames of a stream at once, if nothing in them needs a closer look.
+
+    Parameters
+    ----------
+    frames : sequence of bytes
+        The JSON of each.
+    kind : type
+        The struct that each is expected to be.
+
+    Returns
+    -------
+    list of Struct or None
+        None if a text may hold control characters, or a frame has a header or is malformed: decode them one by one.
+    """
+    data = b"".join(frames)
+    # Quotation marks within a text stand after a backslash: these are whole texts or names, never parts of a log line.
+    if not is_clean(data) or any(name in data for name in _HEADER_FIELDS):
+        return None
+    try:
+        return list(map(_decoder(kind).decode, frames))
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 @lru_cache(None)
 def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
     # msgspec 0.22 publishes what it knows of a struct before that is complete: another thread that meets it then ends
@@ -126,7 +158,7 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
 
 
 def is_clean(data: bytes) -> bool:
-    """Return whether JSON has no control characters in its texts: it is printable ASCII, without escapes.
+    """Return whether JSON has no control characters in its texts except tabs and line ends, and is ASCII.
 
     Parameters
     ----------
@@ -138,7 +170,9 @@ def is_clean(data: bytes) -> bool:
     bool
         False where `cleaned` may find something.
     """
-    return b"\\" not in data and data.isascii() and data.decode().isprintable()
+    if not data.isascii() or has_controls(data.decode()):
+        return False
+    return b"\\" not in data or not _HARMFUL_ESCAPES.search(data)
 
 
 def cleaned(value: Any) -> Any:

@@ -20,7 +20,7 @@ class SlurmJob(Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     error : str
-        Why Slurm cannot be asked; empty if it can.
+        Why Slurm cannot be queried; empty if it can.
     why : str
         Its reason code.
     exit : str
