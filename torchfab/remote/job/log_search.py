@@ -31,6 +31,8 @@ MARKS = (
     *(b" failed", b"Failed to ", b"enforce fail", b"detected :", b"panicked at", b"exceeded", b"TERM_", b"SIGTERM"),
     *(b"KeyboardInterrupt", b": error: ", b"Assertion"),
 )
+# Characters in which the lines of a training differ from step to step; no mark contains one.
+VARIABLE = b"0123456789.#"
 # Lines of frames and memory that native code prints after its message, and NCCL's informational messages.
 DUMPS = (
     r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
@@ -67,7 +69,7 @@ class Budget:
         When to stop searching, as `time.monotonic` counts.
     marked_bytes : int
         How many bytes at the end of a file to search for messages other than tracebacks. They have fifty beginnings,
-        so this takes fifty times as long per byte as the search for tracebacks. Default 128 MiB.
+        so this takes at least ten times as long per byte as the search for tracebacks. Default 128 MiB.
     """
 
     def __init__(self, max_bytes: int, deadline: float, marked_bytes: int = MARKED_BYTES) -> None:
@@ -215,14 +217,27 @@ def _last_offsets(chunk: bytes, end: int, literals: Iterable[bytes], count: int)
 def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
     """Return the offsets of the last messages of each kind in the last megabytes."""
     found: dict[bytes, list[int]] = {}
+    are_alike = True  # otherwise comparing lines would cost more than searching them all
     for start, chunk in _chunks_backwards(file, size):
+        distinct = _distinct_lines(chunk) if are_alike else chunk
+        are_alike = are_alike and len(distinct) < len(chunk) // 2
         for literal in MARKS:
+            if literal not in distinct:
+                continue
             own = found.setdefault(literal, [])
             offsets = _last_offsets(chunk, len(chunk), (literal,), _LAST_MARKS - len(own))
             own += [start + offset for offset in offsets]
         if size - start >= budget.marked_bytes or budget.is_used_up:
             break
     return sorted({offset for own in found.values() for offset in own}, reverse=True)
+
+
+def _distinct_lines(chunk: bytes) -> bytes:
+    """Return the lines of a chunk without digits, equal lines only once.
+
+    Few distinct lines remain of a training log, so fifty literals cost less than one in the whole chunk.
+    """
+    return b"\n".join({*chunk.translate(None, VARIABLE).split(b"\n")})
 
 
 def _find_news(file: Any, size: int, budget: Budget) -> list[tuple[int, int]]:
