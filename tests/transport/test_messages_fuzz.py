@@ -97,7 +97,7 @@ def test_the_error_names_the_problem(case: str) -> None:
 
 # ---- with a real program at the other end
 
-NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|took nothing within", "not from torchfab's program"
+NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|read nothing within", "not from torchfab's program"
 READ = "import sys\nsys.stdin.buffer.read(int(sys.argv[-1]))\n"
 ENDLESS = "while True: print('x' * 65536, file=sys.{}, flush=True)"
 PROGRAMS = {

@@ -88,8 +88,8 @@ class SessionPool:
             clocks = dict(sessions.request(lambda node: ClockRequest(), timeout_s=10))
             probes = dict(sessions.request(lambda node: ProbeRequest(...), timeout_s=10))
 
-    A node is connected to at its first request. A node that failed (no connection, no answer in time, a connection that
-    broke) gets no further request, which would delay the next round: its error takes the place of its answers.
+    A node is connected to at its first request. A node that failed (no connection, no answer in time, a lost
+    connection) gets no further request, which would delay the next round: its error is returned instead.
 
     Parameters
     ----------
