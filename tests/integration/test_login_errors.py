@@ -29,7 +29,7 @@ def test_second_factor_is_named(server: Server) -> None:
     server.start(f"HostKey {server.folder}/host_ed25519", "PasswordAuthentication yes",
                  "AuthenticationMethods publickey,password")  # fmt: skip
     error = server.ours(server.config(known(server)))
-    assert "the key is accepted, but sshd requires password as well" in error, error
+    assert "the key is accepted, but sshd also requires password" in error, error
     assert "ssh-copy-id" not in error
 
 
@@ -37,7 +37,7 @@ def test_server_that_takes_no_keys_is_named(server: Server) -> None:
     server.start(f"HostKey {server.folder}/host_ed25519", "PubkeyAuthentication no",
                  "PasswordAuthentication yes")  # fmt: skip
     error = server.ours(server.config(known(server)))
-    assert "sshd takes no keys there, only password" in error, error
+    assert "sshd accepts no keys there, only password" in error, error
 
 
 def test_refused_key_is_copied_with_ssh_copy_id(server: Server) -> None:

@@ -56,7 +56,8 @@ FLAG_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             ("np", "n", "nproc", "num-gpus", "gpus-per-node", "ntasks-per-node"), ("nproc-per-node", "lines")
         ),
         **dict.fromkeys(("num-nodes", "num-machines", "N"), ("nodes",)),
-        **dict.fromkeys(("machinefile", "inventory", "host-file"), ("hostfile",)),
+        **dict.fromkeys(("machinefile", "inventory", "host-file", "hosts-file"), ("hostfile", "gpufile")),
+        **dict.fromkeys(("hostfile", "gpufile", "gpu-file", "gpusfile"), ("gpufile", "hostfile")),
         **dict.fromkeys(("job-name", "run-name"), ("name",)),
         **dict.fromkeys(("cwd", "chdir", "wd", "directory"), ("workdir",)),
         **dict.fromkeys(("tail",), ("lines", "follow")),

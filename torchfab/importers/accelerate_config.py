@@ -101,6 +101,9 @@ def _texts(value: Any) -> list[str | None]:
 
 def _set_counts(draft: Draft, settings: dict[str, str]) -> None:
     nodes, total = settings.pop("nodes", "1"), settings.pop("num-processes", "")
+    for name, value in (("num_machines", nodes), ("num_processes", total)):
+        if value and not is_whole(value):
+            draft.skip(number_of(value), f"{name}: {value}", "not a number: --nodes and --nproc-per-node set it")
     if is_whole(nodes) and int(nodes):
         draft.set("nodes", nodes)
         if is_whole(total):

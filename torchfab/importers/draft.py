@@ -12,6 +12,8 @@ from torchfab.core.lazy_dataclass import dataclass
 OPEN, CLOSE = "\ue000", "\ue001"
 _DYNAMIC = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}")
 _NAME = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_ARGUMENT = re.compile(r"\$(\{?[0-9#]\}?)")
+_ARRAY = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\[.{1,20}\]\}")
 PLACEHOLDER = "SCRIPT.py"
 _FIRST = ("name", "nodes", "gpus-per-node", "nproc-per-node")  # the flags that are printed first
 
@@ -206,7 +208,7 @@ def render(draft: Draft, name: str) -> str:
     comments = [f"# from {name}: {draft.title}"]
     if not draft.script:
         comments.append(f"# the file names no script: replace {PLACEHOLDER} by yours")
-    comments += [f"# to fill in: {_one_line(text)}: {_advice(text)}" for text in _open_parts(draft)]
+    comments += [f"# to fill in: {_shortened(text)}: {_advice(text)}" for text in _open_parts(draft)]
     if draft.skipped:
         comments.append("# not carried over:")
     for entry in sorted(draft.skipped, key=lambda each: each.number):
@@ -222,6 +224,10 @@ def _open_parts(draft: Draft) -> list[str]:
 def _advice(part: str) -> str:
     if _NAME.fullmatch(part):
         return "the file does not set it; set it before you run this"
+    if _ARGUMENT.fullmatch(part):
+        return "an argument of the script; write its value"
+    if _ARRAY.fullmatch(part):
+        return "the file does not set it; write its values"
     return "a shell expression, which is not evaluated; replace it by its result"
 
 
@@ -270,9 +276,17 @@ def quote(word: str) -> str:
 def _quoted(text: str) -> str:
     if not text:
         return ""
+    if not text.replace("\n", "").replace("\t", "").isprintable():
+        return "$'" + "".join(map(_escaped, text)) + "'"
     flag = re.match(r"(--[a-z-]+=(?:[A-Za-z_][A-Za-z0-9_]*=)?)(.*)", text, re.DOTALL)
     if flag:  # --env=NAME='two words' reads better than '--env=NAME=two words'
         return flag[1] + (shlex.quote(flag[2]) if flag[2] else "")
     if text.startswith("~/"):
         return "~/" + shlex.quote(text[2:])
     return shlex.quote(text)
+
+
+def _escaped(sign: str) -> str:
+    if sign in "\\'":
+        return f"\\{sign}"
+    return sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode())

@@ -13,11 +13,22 @@ from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.options import ACCELERATE, BLAUNCH, DEEPSPEED, MPIRUN, PYTHON, SRUN, TORCHRUN, Option
 
 _PYTHON = re.compile(r"python([23](\.\d+)?)?")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _POSITIONAL = re.compile(r"\$[@*]|\$\{[@*]\}|\$\{@:.*\}")
 _TORCHRUN_MODULES = ("torch.distributed.run", "torch.distributed.launch")
 _ACCELERATE_MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli")
 # Programs that run the command in their arguments, after their own options.
 _WRAPPERS = ("env", "exec", "nohup", "time", "timeout", "nice", "numactl", "command", "stdbuf", "ionice", "setsid")
+# Programs that run a command in an environment or a container, with options of their own before it.
+_NOT_RUN = "the program in front of the command is not run"
+_CONTAINER = "ranks run on the nodes themselves, not in a container"
+_ENVIRONMENT = "give the environment's interpreter with --python; fab env push creates a project's environment"
+_RUNNERS: Mapping[str, str] = {
+    **dict.fromkeys(("docker", "podman", "apptainer", "singularity", "shifter", "enroot", "udocker"), _CONTAINER),
+    **dict.fromkeys(("conda", "mamba", "micromamba", "uv", "poetry", "pipenv", "pixi", "rye", "hatch"), _ENVIRONMENT),
+    **dict.fromkeys(("pdsh", "clush", "parallel-ssh", "pssh"), "fab connects to the nodes itself"),
+    **dict.fromkeys(("taskset", "chrt", "sudo", "nsys", "strace", "perf"), _NOT_RUN),
+}
 _SETS_ITSELF = "fab sets it: node 0, a free port, the ranks of the nodes"
 _LOGS = "fab keeps the logs of all ranks: fab logs"
 _TORCHRUN_REASONS: Mapping[str, str] = {
@@ -123,7 +134,7 @@ def _parse(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
     if not words or depth > 10:
         return None
     program = posixpath.basename(words[0])
-    if re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0]):
+    if _SETTING.match(words[0]):
         name, _, value = words[0].partition("=")
         launch.env[name] = value
         return _parse(words[1:], launch, depth)
@@ -133,19 +144,41 @@ def _parse(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
         return _LAUNCHERS[program](words[1:], launch)
     if _PYTHON.fullmatch(program):
         return _python(words, launch)
-    return _wrapped(words, launch, depth) if program in _WRAPPERS else None
+    return _wrapped(words, launch, depth) if program in _WRAPPERS or program in _RUNNERS else None
 
 
 def _wrapped(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
-    """Parse the command in the arguments of a program such as `numactl --interleave=all` or `timeout 3600`."""
-    rest = words[1:]
-    dropped = [words[0]]
-    while rest and (rest[0].startswith("-") or rest[0][:1].isdigit()):
-        dropped.append(rest[0])
-        rest = rest[1:]
-    if words[0] not in ("exec", "env", "command", "time") or len(dropped) > 1:
-        launch.skip(" ".join(dropped), "the program in front of the command is not run")
-    return _parse(rest, launch, depth + 1)
+    """Parse the command in the arguments of a program such as `timeout -s INT 3600` or `uv run`."""
+    program = posixpath.basename(words[0])
+    position = _command_behind(words)
+    if not position:
+        return None
+    dropped = [word for word in words[1:position] if not _SETTING.match(word)]
+    if program in ("env", "docker", "podman"):
+        settings = (word.partition("=") for word in words[1:position] if _SETTING.match(word))
+        launch.env.update({name: value for name, _, value in settings})
+    if program not in ("exec", "env", "command", "time") or dropped:
+        launch.skip(" ".join([words[0], *dropped]), _RUNNERS.get(program, _NOT_RUN))
+    rest = words[position:]
+    return _parse(("python", *rest) if rest[0].endswith(".py") else rest, launch, depth + 1)
+
+
+def _command_behind(words: tuple[str, ...]) -> int:
+    """Return where the command begins that a program runs; 0 for none.
+
+    A word behind an option may be its value (`conda run -n deepspeed python x.py`), so that others go before it.
+    """
+    names = [posixpath.basename(word) for word in words]
+    known = [index for index in range(1, len(words)) if _is_command(names[index])]
+    scripts = [index for index in range(1, len(words)) if names[0] in _RUNNERS and names[index].endswith(".py")]
+    free = [index for index in known if not words[index - 1].startswith("-")]
+    after_long = [index for index in known if words[index - 1].startswith("--")]
+    return next(iter(free or after_long or known or scripts), 0)
+
+
+def _is_command(program: str) -> bool:
+    known = program in _STARTERS or program in _LAUNCHERS or (program in _WRAPPERS and program != "exec")
+    return known or bool(_PYTHON.fullmatch(program))
 
 
 # ---- srun, mpirun

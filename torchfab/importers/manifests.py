@@ -44,13 +44,13 @@ def read(document: dict[str, Any]) -> Draft:
     Returns
     -------
     Draft
-        Without a script if the kind is unknown or the pods run no script.
+        Without a script if the pods run none.
     """
     draft = Draft("a manifest of Kubernetes", task="launch-kubernetes")
     root = Document(document, draft)
     kind = root.text("kind")
     root.take("apiVersion")
-    draft.title = KINDS.get(kind, f"a {kind} of Kubernetes, which fab cannot convert")
+    draft.title = KINDS.get(kind, f"the kind {kind} of Kubernetes")
     _metadata(root, draft)
     readers = {"PyTorchJob": _pytorch_job, "TrainJob": _train_job, "JobSet": _job_set, "Job": _job}
     if kind in readers:

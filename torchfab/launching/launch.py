@@ -61,6 +61,8 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         raise _no_script(script, ctx)
     what = ctx.command or command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
+    for note in environment.joined_pairs(flags.env):
+        write_err(f"note: {note}")
     env = {
         **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         **environment.parse_env_flags(flags.env, ctx.environ),

@@ -102,6 +102,8 @@ def recognise(source: Source) -> Document:
         return Document(ansible.TITLE, lambda: ansible.translate(source, inventory))
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
+    if error := lists.numbers_error(source, document):
+        raise error
     raise source.error(
         0, "a JSON or YAML document that lists no hosts", 'write one host per line, or ["node1", "node2"] in JSON'
     )

@@ -1,8 +1,9 @@
-"""Evidence for `fab why` on Kubernetes: the last log lines of each rank, and the cluster's own reasons."""
+"""Evidence for `fab why` on Kubernetes: each rank's tracebacks and last log lines, and the cluster's own reasons."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive, reasons
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
 from torchfab.runtimes.kubernetes.log_lines import Line, PodLogReader
+from torchfab.runtimes.kubernetes.log_search import OpenLog, find_tracebacks
 from torchfab.runtimes.kubernetes.query import event_time
 from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, container_status, has_started, parse_time
 from torchfab.transport.fanout import fan_out
@@ -63,12 +65,35 @@ def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, 
     if not pods or not has_started(pods[-1]):
         return NodeEvidence(status, kernel_unread=_UNREAD)
     name, ranks = pods[-1]["metadata"]["name"], record.details["ranks_per_node"]
-    if cluster is None:
-        blocks: Iterable[bytes] = archive.load_log(record, name) or ()
-    else:
-        blocks = cluster.log(name, follow=False, tailLines=_TAIL_LINES * (ranks + 1))
-    reader = PodLogReader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
-    return NodeEvidence(status, _logs(name, reader.read_backlog(blocks)), kernel_unread=_UNREAD)
+    first_rank = status.node.rank * ranks
+
+    def open_log(**query: object) -> Iterable[bytes]:
+        if cluster is None:  # the archive is read whole
+            return archive.load_log(record, name) or ()
+        return cluster.log(name, follow=False, **query)
+
+    reader = PodLogReader(first_rank, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
+    lines = reader.read_backlog(open_log(tailLines=_TAIL_LINES * (ranks + 1)))
+    if len(lines) >= _TAIL_LINES:  # else this is all of the log
+        lines = [*_earlier_lines(open_log, first_rank, lines), *lines]
+    return NodeEvidence(status, _logs(name, lines), kernel_unread=_UNREAD)
+
+
+def _earlier_lines(open_log: OpenLog, first_rank: int, last: Sequence[Line]) -> list[Line]:
+    """Return the lines around tracebacks that are not among the last lines of their rank, a blank one before each."""
+    first_time: dict[object, float] = {}
+    for label, when, _ in last:
+        first_time.setdefault(label, when)
+    try:
+        windows = find_tracebacks(open_log, max(first_time.values()))
+    except ClusterError:  # the last lines are read already
+        return []
+    found: list[Line] = []
+    for window in windows:
+        reader = PodLogReader(first_rank, {"ranks": None, "grep": None, "lines": None})
+        own = [line for line in reader.new_lines([window]) if line[1] < first_time.get(line[0], math.inf)]
+        found += [[label, when, ""] for label, when in {line[0]: line[1] for line in reversed(own)}.items()] + own
+    return found
 
 
 # ---- pods that the cluster has removed

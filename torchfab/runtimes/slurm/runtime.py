@@ -513,11 +513,16 @@ class _JobLogs:
         self.nodes: dict[int, Node] = {}
         self.is_done = False
 
-    def events(self, login: Node, update: SlurmLogsFrame | TorchfabError) -> Iterator[Event]:
-        """Yield the events of a frame, or of a lost connection to the login node."""
+    def events(self, login: Node, update: Sequence[SlurmLogsFrame] | TorchfabError) -> Iterator[Event]:
+        """Yield the events of new frames, or of a lost connection to the login node."""
         if isinstance(update, TorchfabError):
             yield ContactLost(login, update)
             return
+        for frame in update:
+            if not self.is_done:
+                yield from self._events_of(frame)
+
+    def _events_of(self, update: SlurmLogsFrame) -> Iterator[Event]:
         shown = update.end or update.seen
         if shown is not None:
             found = state.job_status(self.record, shown, time.time(), time.time())
