@@ -8,7 +8,6 @@ import time
 from torchfab import runtimes
 from torchfab.core.format import duration
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.job_watcher import describe_failure
 from torchfab.records import Record
 
 
@@ -73,3 +72,22 @@ def end_message(record: Record, status: JobStatus) -> str:
     is_named = code is None or re.search(rf"exit code {code}\b", failure)
     parts = (f"job {record.name} failed: {failure}", "" if is_named else f"exit code {code}", next_commands)
     return "; ".join(filter(None, parts))
+
+
+def describe_failure(job: JobStatus) -> str:
+    """Describe why a job failed.
+
+    Parameters
+    ----------
+    job : JobStatus
+        Its status.
+
+    Returns
+    -------
+    str
+        The scheduler's reason, or the first failure.
+    """
+    if job.reason:
+        return job.reason
+    first = job.first_failure
+    return str(first) if first else f"job is {job.state}"

@@ -18,6 +18,7 @@ from torchfab.core.log_lines import Line, batches, lines_of_host, render_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.first_failure import with_first_failure
+from torchfab.monitoring.job_status import describe_failure
 from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.monitoring.status_tracker import StatusTracker
@@ -292,22 +293,3 @@ class JobWatcher:
                 self.stop_failed = True
                 unclear = NodeStatus(report.node, State.UNREACHABLE, "it may still run there")
                 self.tracker.apply(NodeEnded(unclear))
-
-
-def describe_failure(job: JobStatus) -> str:
-    """Describe why a job failed.
-
-    Parameters
-    ----------
-    job : JobStatus
-        Its status.
-
-    Returns
-    -------
-    str
-        The scheduler's reason, or the first failure.
-    """
-    if job.reason:
-        return job.reason
-    first = job.first_failure
-    return str(first) if first else f"job is {job.state}"

@@ -117,7 +117,7 @@ def test_a_folder_of_another_make_is_left_alone(tmp_path: Path, log: Path) -> No
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     text = problem(push(tmp_path, folder=str(tmp_path / "other")))
-    assert text.startswith(f"{tmp_path}/other is not empty, and env push did not make it | remove it there")
+    assert text.startswith(f"{tmp_path}/other is not empty, and was not created by env push | remove it there")
     assert [each.name for each in (tmp_path / "other").iterdir()] == ["file"]
 
 
@@ -129,7 +129,7 @@ def test_without_uv_the_interpreter_is_named_where_it_is_missing(tmp_path: Path,
 def test_another_push_into_the_folder_is_awaited(tmp_path: Path, log: Path) -> None:
     with open(tmp_path / "my env.torchfab-lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "another env push is at work" in problem(push(tmp_path, timeout_s=0.3))
+        assert "another env push is running" in problem(push(tmp_path, timeout_s=0.3))
     assert push(tmp_path)["made"]
 
 
