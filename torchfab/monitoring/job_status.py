@@ -1,4 +1,4 @@
-"""The status of a job and how it ended, for every command that tells it."""
+"""Ask for the status of a job, and describe how it ended."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rank_flag(found: JobStatus) -> str:
 
 
 def end_message(record: Record, status: JobStatus) -> str:
-    """Describe how a job ended, with the commands that tell more.
+    """Describe how a job ended, with the commands for details.
 
     Parameters
     ----------

@@ -91,7 +91,7 @@ class Printer:
         Parameters
         ----------
         lines : sequence of Line
-            In the order in which they are printed; equal ones of several ranks may be folded.
+            Lines in the order of printing; equal lines of several ranks may be folded.
         """
         write_verbatim(render_lines(lines, self.folding))
 
@@ -105,7 +105,7 @@ class Printer:
         return Printer(self.folding, self.reports)
 
     def finish(self) -> None:
-        """Print what is left at the end of the logs."""
+        """Print the remaining lines at the end of the logs."""
         self.live = self.live or not self.waiting
         self.waiting += self.report_filter.release()
         self.flush()
@@ -167,7 +167,7 @@ class JobWatcher:
         Returns
         -------
         JobStatus
-            How the job ended.
+            The final status of the job.
         """
         for _ in self.steps(request, nodes):
             pass
@@ -178,8 +178,10 @@ class JobWatcher:
 
         Parameters
         ----------
-        request, nodes
-            As for `run`.
+        request : Mapping
+            Which log lines to show, as for the runtime's `follow`.
+        nodes : sequence of Node, optional
+            The nodes to follow. Default None: all.
 
         Yields
         ------
