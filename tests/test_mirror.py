@@ -67,7 +67,6 @@ SEVERAL = {
     "remote/slurm/test_job.py": "remote/slurm/evidence remote/slurm/stacks remote/slurm/step",
     "doctor/test_launch_warnings.py": "remote/host/quick_probe",
     "api/test_function_calls.py": "runtimes/tmux_call_results",
-    "integration/test_faults.py": "runtimes/tmux_logs",
     "runtimes/test_tmux_attach.py": "commands/attach",
     "runtimes/kubernetes/test_status.py": "runtimes/kubernetes/query runtimes/kubernetes/reasons",
     "test_texts.py": "core/errors",

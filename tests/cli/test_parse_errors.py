@@ -44,6 +44,8 @@ SCRIPT = "your script and its arguments go after --: fab "
         ("xyzzy", "there is no task xyzzy; fab --list lists them"),
         ("doctor node1", "doctor does not take 'node1', and there is no task of that name; fab --list lists them"),
         ("status a b", "status takes one job, got 'b' in addition"),
+        ("launch-per-gpu --hostfile x", "launch-per-gpu has no flag --hostfile; did you mean --gpufile?"),
+        ("launch-per-node --gpufile x", "launch-per-node has no flag --gpufile; did you mean --hostfile?"),
         ("launch-per-node --hostfiel x", "launch-per-node has no flag --hostfiel; did you mean --hostfile?"),
         ("launch-per-node --nproc_per_node=2", "no flag --nproc_per_node; did you mean --nproc-per-node?"),
         ("launch-per-node -name x", "launch-per-node has no flag -name; did you mean --name?"),

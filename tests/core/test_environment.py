@@ -66,6 +66,23 @@ def test_the_last_env_flag_of_a_name_counts() -> None:
     assert environment.parse_env_flags(["A=1", "B=2", "A=3"]) == {"A": "3", "B": "2"}
 
 
+def test_a_value_that_seems_to_hold_a_second_variable_is_noted_without_its_value() -> None:
+    plain = [
+        "KMP_AFFINITY=granularity=fine,compact",
+        "R=service.name=x,team=y",
+        "NCCL_IB_HCA==mlx5_0,mlx5_1",
+        "A=,",
+        "B",
+    ]
+    assert environment.joined_pairs(plain) == []
+    assert environment.joined_pairs(["TOKEN=s3,LOG_LEVEL=2", "C=1"]) == [
+        (
+            "--env TOKEN: its value has a comma and LOG_LEVEL= in it; to set two variables: "
+            "--env TOKEN=VALUE --env LOG_LEVEL=VALUE"
+        )
+    ]
+
+
 def test_an_env_flag_without_equals_sign_is_rejected() -> None:
     with pytest.raises(UsageError) as caught:
         environment.parse_env_flags(["A=1", "NCCL_DEBUG"])

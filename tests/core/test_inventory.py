@@ -171,14 +171,14 @@ def test_gpus_names_devices_by_index_range_or_uuid(text: str, devices: tuple[str
 
 
 TWICE = "a host is listed once in a hosts file; write slots=N for more processes on it"
-A_LIST = "hosts stand on lines of their own, or in a list"
+A_LIST = "write one host per line, or a list"
 NOT_CLOSED = "a bracket is not closed: ranges are written as node[01-16]"
 NO_SHELL = "no shell reads this file: write the names themselves"
 COUNTED = "a number of processes is written with its key"
 IS_PATH = "it is a path: this file names hosts; --hostfile names the file"
 A_COMMENT = "a comment begins with #; this file has one host a line"
 DNS_LENGTH = "between its dots, a name has 1 to 63 characters, and at most 253 in all"
-UNSEEN = "which is not seen: remove it, or type the line again"
+UNSEEN = "which is invisible: remove it, or type the line again"
 # What is no host name, and what to write instead.
 NO_HOST = {
     "it's": EXPECTED,
@@ -194,8 +194,8 @@ NO_HOST = {
     "node1]": NOT_CLOSED,
     "node[a-c]": "a range of letters is written as node{a..c}",
     "node*": "patterns are not expanded: write a range, node[01-16], or each host",
-    "é": "write it as DNS has it: xn--9ca",
-    "node１": "write it as DNS has it: node1",
+    "é": "write its ASCII form: xn--9ca",
+    "node１": "write its ASCII form: node1",
     '"a"': "write it without quotes: a",
     "“a”": "quotes are written as ' or \", and only around the value of a key",
     "a\0": f"it contains U+0000 (a control character), {UNSEEN}",

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE
 from tests.support import fuzzed
-from torchfab.core.log_lines import FoldedLine, Line, batches, fold_lines, strip_controls
+from torchfab.core.log_lines import (
+    FoldedLine,
+    Line,
+    batches,
+    fold_lines,
+    has_controls,
+    lines_of_host,
+    render_lines,
+    strip_controls,
+)
 
 LABELS = st.one_of(st.integers(0, 5), st.sampled_from(["agent", "local 0"]))
 LINES = st.lists(
@@ -69,6 +78,23 @@ def test_lines_of_one_rank_keep_their_order_without_folding(written: list[Line])
     ]
 
 
+@fuzzed(LINES, st.booleans())
+def test_many_lines_are_rendered_like_single_ones(written: list[Line], folding: bool) -> None:
+    assert render_lines(written, folding) == "\n".join(map(str, fold_lines(written, folding)))
+
+
+def test_one_line_with_an_escape_sequence_among_many_is_stripped() -> None:
+    written = lines(("a", 0, "step 1"), ("b", 1, "\x1b[2Jgone\nb [7] forged"), ("a", 2, "tab\tstays"))
+    assert render_lines(written).split("\n") == ["a [0] step 1", "b [1] goneb [7] forged", "a [2] tab\tstays"]
+
+
+def test_lines_of_a_node_get_its_host() -> None:
+    assert lines_of_host("a", [[0, 1.0, "x"], ("agent", 2.0, "y")]) == [
+        Line("a", 0, 1.0, "x"),
+        Line("a", "agent", 2.0, "y"),
+    ]
+
+
 @given(LINES, st.floats(0, 3))
 def test_batches_contain_every_line_once_sorted_by_time(written: list[Line], window_s: float) -> None:
     found = list(batches(written, window_s))
@@ -108,6 +134,11 @@ def test_escape_sequences_and_control_characters_are_stripped(text: str, expecte
 def test_no_control_character_is_printed(text: str) -> None:
     printed = str(FoldedLine(("a",), (0,), text))
     assert not [char for char in printed if (ord(char) < 32 and char != "\t") or 127 <= ord(char) < 160]
+
+
+@fuzzed(st.text("ab\t\n\x00\x1b\x7f\x85\x9b\u2588", max_size=6))
+def test_text_without_controls_needs_no_stripping(text: str) -> None:
+    assert has_controls(text) or strip_controls(text) == text
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs"))))

@@ -188,7 +188,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
     "ray": (
         RAY,
         {
-            "6: setup_commands: pip install torch": "what must happen on the nodes",
+            "6: setup_commands: pip install torch": "fab runs no commands of this file",
             "8: docker.image: rayproject/ray": "ranks run on the nodes themselves",
         },
     ),
@@ -199,7 +199,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
             "9: spec.pytorchReplicaSpecs.Master.restartPolicy: OnFailure": "a failed pod fails the job",
             "19: MASTER_PORT=…": "fab sets it",
             "20: HF_TOKEN=…": "a secret: export it in this terminal",
-            "21: env POD_IP": "its value is of the cluster",
+            "21: env POD_IP": "its value comes from the cluster",
             f"29: {POD}.containers.volumeMounts: /etc/x": "only PersistentVolumeClaims",
             f"37: {POD}.schedulerName: volcano": "fab has no flag for it",
         },
@@ -208,7 +208,7 @@ NOTES: dict[str, tuple[str, dict[str, str]]] = {
         TRAIN_JOB,
         {"6: runtimeRef.name: torch-distributed": "its image", "15: PET_NNODES=…": "torchrun would"},
     ),
-    "JobSet": (JOB_SET, {"19: RANK=…": "the launcher sets it", "26: echo hello": "it prints only"}),
+    "JobSet": (JOB_SET, {"19: RANK=…": "the launcher sets it", "26: echo hello": "it only prints"}),
 }
 
 
@@ -223,10 +223,63 @@ def test_the_value_of_a_secret_in_a_manifest_is_shown_nowhere() -> None:
     assert "0123456789" not in render(read(PYTORCH_JOB), "x")
 
 
-def test_every_value_of_an_unknown_kind_is_listed() -> None:
-    draft = importers.read("apiVersion: v1\nkind: Service\nspec:\n  ports:\n    - port: 80\n", "x")
-    assert draft.title == "a Service of Kubernetes, of which fab knows nothing"
-    assert "5: spec.ports.port: 80" in notes(draft)
+def _refused(text: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        importers.read(text, "x")
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ["Service", "Deployment", "MPIJob", "RayCluster", "ConfigMap"])
+def test_another_kind_of_kubernetes_is_refused_by_its_name(kind: str) -> None:
+    error = _refused(f"apiVersion: v1\nkind: {kind}\nspec: {{replicas: 2}}\n")
+    assert error.message == f"x: the kind {kind} of Kubernetes cannot be imported"
+    assert "PyTorchJob, TrainJob, JobSet or Job" in error.fix
+
+
+def test_a_job_counts_before_its_runtime_in_the_same_file() -> None:
+    runtime = "apiVersion: trainer.kubeflow.org/v1alpha1\nkind: TrainingRuntime\nmetadata: {name: r}\nspec: {a: b}\n"
+    draft = read(f"# both\n{runtime}---\n{TRAIN_JOB.lstrip()}")
+    assert draft.title == "a TrainJob"
+    assert "0: the kind TrainingRuntime of Kubernetes" in notes(draft)
+
+
+RAY = """
+# The cluster's file, with mappings over several lines
+cluster_name: default
+provider:
+    type: local
+    head_ip: head
+    worker_ips: [a, b]
+file_mounts: {
+#    "/remote": "/local",
+}
+"""
+
+
+def test_a_document_after_comments_with_a_mapping_over_several_lines_is_read() -> None:
+    assert command(read(RAY))[:2] == ["-H", "head,a,b"]
+
+
+def test_counts_that_are_no_numbers_are_noted() -> None:
+    found = notes(read("compute_environment: LOCAL_MACHINE\nnum_machines: $NNODES\nnum_processes: 8x\n"))
+    assert found["2: num_machines: $NNODES"] == "not a number: --nodes and --nproc-per-node set it"
+    assert "3: num_processes: 8x" in found
+
+
+BROKEN = {
+    "deep YAML": ("kind: " + "[" * 3000 + "]" * 3000, "x: its lists are nested too deeply"),
+    "deep JSON": ('{"a":' * 3000 + "1" + "}" * 3000, "x: its lists are nested too deeply"),
+    "YAML": ("apiVersion: v1\nkind: Job\n  bad: [\n", "x:3: not valid YAML: mapping values are not allowed here"),
+    "a list": ("- a\n- b\n", "x: an unknown kind of JSON or YAML document"),
+    "a tag": ("kind: Job\nspec: !!python/object/apply:os.system [x]\n", "x: an unknown kind of JSON or YAML document"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_document_is_refused_without_advice_about_hosts(text: str, message: str) -> None:
+    error = _refused(text)
+    assert error.message == message
+    assert "host" not in error.fix
 
 
 def test_of_several_documents_the_one_that_launches_counts() -> None:
@@ -234,13 +287,13 @@ def test_of_several_documents_the_one_that_launches_counts() -> None:
     draft = read(f"{service}---\n{TRAIN_JOB.lstrip()}")
     assert draft.script[0] == "train.py"
     assert "9: runtimeRef.name: torch-distributed" in notes(draft)
-    assert "0: a Service of Kubernetes, of which fab knows nothing" in notes(draft)
+    assert "0: the kind Service of Kubernetes" in notes(draft)
 
 
 def test_a_cluster_that_a_cloud_makes_has_no_hosts() -> None:
     draft = read("cluster_name: x\nprovider:\n  type: aws\n  region: us-west-2\n")
     assert "-H" not in command(draft)
-    assert notes(draft)["0: provider.type: aws"].startswith("a cloud makes the machines")
+    assert notes(draft)["0: provider.type: aws"].startswith("a cloud creates the machines")
 
 
 def test_a_document_of_no_known_kind_is_an_error() -> None:

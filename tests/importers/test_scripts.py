@@ -94,7 +94,7 @@ def test_every_line_is_carried_over_or_listed() -> None:
     found = notes(read(text))
     assert sorted(int(key.partition(":")[0]) for key in found) == [2, 3, 4, 5, 7, 8]
     assert found["4: conda activate llm"].endswith("--python /path/to/env/bin/python")
-    assert found["7: torchrun b.py"] == "another command that launches: a command line has one"
+    assert found["7: torchrun b.py"] == "a second launch command: only the first one is converted"
 
 
 LAUNCHES: dict[str, tuple[str, list[str]]] = {
@@ -133,6 +133,53 @@ LAUNCHES: dict[str, tuple[str, list[str]]] = {
         ["launch-per-node", "--nodes=2", "--workdir=/w", "--", "a.py"],
     ),
     "a wrapper": ("numactl --interleave=all torchrun a.py", ["launch-per-node", "--", "a.py"]),
+    "runners": (
+        "conda run -n deepspeed --no-capture-output torchrun --nproc_per_node 2 a.py",
+        ["launch-per-node", "--nproc-per-node=2", "--", "a.py"],
+    ),
+    "a script of uv": ("uv run --extra gpu train.py --x", ["launch-per-node", "--", "train.py", "--x"]),
+    "a container": (
+        "docker run --rm -e A=1 -v $PWD:/w image:1 torchrun a.py",
+        ["launch-per-node", "--env=A=1", "--", "a.py"],
+    ),
+    "a wrapper with values": (
+        "nohup timeout -s INT 60 env -u X A=1 torchrun a.py &",
+        ["launch-per-node", "--env=A=1", "--", "a.py"],
+    ),
+    "pdsh": (
+        'pdsh -w n[1-2] "cd /w; torchrun --nnodes 2 a.py"',
+        ["launch-per-node", "--nodes=2", "--workdir=/w", "--", "a.py"],
+    ),
+    "an array": (
+        'ARGS=(\n  --lr 3e-4   # the rate (isn\'t it)\n  --name "a b"\n)\nARGS+=(--n 3)\ntorchrun a.py "${ARGS[@]}"',
+        ["launch-per-node", "--", "a.py", "--lr", "3e-4", "--name", "a b", "--n", "3"],
+    ),
+    "an array without quotes": (
+        "A=(--nproc_per_node 8 --nnodes 2)\nB=(--x 1)\ntorchrun ${A[@]} a.py ${B[*]} ${B[1]} $B",
+        ["launch-per-node", "--nodes=2", "--nproc-per-node=8", "--", "a.py", "--x", "1", "1", "--x"],
+    ),
+    "an array in a text": (
+        'A=(a.py --x)\nCMD="torchrun ${A[@]} 1"\n$CMD',
+        ["launch-per-node", "--", "a.py", "--x", "1"],
+    ),
+    "escapes": ('torchrun a.py $\'a\\tb\\\'c\' $"d" "^e$"', ["launch-per-node", "--", "a.py", "a\tb'c", "d", "^e$"]),
+    "a preparation before it": (
+        "cd /a\npython prepare.py $D\ncd /b\nsource /v/bin/activate\ntorchrun a.py",
+        ["launch-per-node", "--workdir=/b", "--python=/v/bin/python", "--", "a.py"],
+    ),
+    "an end after it": ("cd /a\npython a.py\ncd /b", ["launch-per-node", "--workdir=/a", "--", "a.py"]),
+    "a here-document for a shell": (
+        "cat <<EOF >x\ntorchrun no.py\nEOF\nssh n2 bash -s <<-'EOF'\n\tcd /w\n\ttorchrun a.py\n\tEOF\n",
+        ["launch-per-node", "--workdir=/w", "--", "a.py"],
+    ),
+    "a here-document for sbatch": (
+        "N=2\nsbatch <<EOF\n#!/bin/sh\n#SBATCH -N $N\nsrun torchrun --nnodes \\$SLURM_NNODES a.py $N\nEOF\n",
+        ["launch-slurm", "--nodes=2", "--", "a.py", "2"],
+    ),
+    "blanks after a backslash": (
+        "torchrun \\  \n  --nproc_per_node 2 a.py",
+        ["launch-per-node", "--nproc-per-node=2", "--", "a.py"],
+    ),
     "quoted arguments": (
         "torchrun a.py --split 'type:transformer|embedding'",
         ["launch-per-node", "--", "a.py", "--split", "type:transformer|embedding"],
@@ -163,6 +210,60 @@ def test_options_of_sbatch_become_flags(options: str, flags: list[str]) -> None:
     assert words[1 : words.index("--")] == flags
 
 
+def test_directives_after_the_first_command_have_no_effect() -> None:
+    draft = read("#!/bin/sh\n#SBATCH --nodes=2\n\n# a comment\necho\n#SBATCH --nodes=4\nsrun torchrun a.py\n")
+    assert command(draft) == ["launch-slurm", "--nodes=2", "--", "a.py"]
+    assert notes(draft)["6: #SBATCH --nodes 4"] == "sbatch reads no directive after the first command"
+
+
+def test_directives_without_a_value_are_noted() -> None:
+    text = "#!/bin/sh\n#SBATCH --nodes=\n#SBATCH --time =\n#SBATCH --partition==\n#SBATCH --mem=\ntorchrun a.py\n"
+    draft = read(text)
+    assert command(draft) == ["launch-slurm", "--", "a.py"]
+    assert set(notes(draft).values()) == {"it has no value: write one, or leave it out"}
+    assert len(notes(draft)) == 4
+
+
+def test_options_of_sbatch_in_a_shorter_form_and_of_other_parts() -> None:
+    options = "--out=x --err y --part=p -N 1-2 --tasks-per-node=1"
+    draft = read(f"#!/bin/sh\n#SBATCH {options}\n#SBATCH hetjob\n#SBATCH -N 4\ntorchrun a.py\n")
+    assert command(draft) == ["launch-slurm", "--nodes=1", "--partition=p", "--", "a.py"]
+    found = notes(draft)
+    assert found["2: #SBATCH --nodes 1-2"] == "fab submits with one number of nodes: the smallest one"
+    assert found["4: #SBATCH --nodes 4"] == "another part of the job: fab submits the first one"
+    assert found["2: #SBATCH --error y"].startswith("fab keeps the logs")
+
+
+def test_what_is_left_out_around_the_command_is_noted() -> None:
+    assert notes(read("#!/bin/sh\nsrun apptainer exec --nv x.sif torchrun a.py\n")) == {
+        "2: apptainer exec --nv x.sif": "ranks run on the nodes themselves, not in a container"
+    }
+    assert "2: pdsh -w n[1-2]" in notes(read('#!/bin/sh\npdsh -w n[1-2] "torchrun a.py"\n'))
+    assert notes(read("#!/bin/sh\ntorchrun \\ \n a.py\n")) == {
+        "2: blanks after the backslash": "read as a line that goes on; a shell would end it here"
+    }
+
+
+def test_arguments_of_the_script_and_unknown_arrays_stay_open() -> None:
+    text = render(read('#!/bin/sh\ntorchrun a.py $1 "${X[@]}"\n'), "x")
+    assert "# to fill in: $1: an argument of the script; write its value\n" in text
+    assert "# to fill in: ${X[@]}: the file does not set it; write its values\n" in text
+
+
+def test_control_characters_are_escaped_in_the_command() -> None:
+    assert render(read("#!/bin/sh\ntorchrun 'a\x1b[2J.py'\n"), "x").endswith(r"-- $'a\x1b[2J.py'")
+
+
+@pytest.mark.parametrize("piece", ['"$(', "${a:-", '$("', "(", "`$(", '"${x:-'])
+def test_a_script_that_is_nested_deeply_is_read_in_a_moment(piece: str) -> None:
+    assert importers.read(f"#!/bin/sh\ntorchrun a.py\nX={piece * 5000}a\n", "x").script[0] == "a.py"
+
+
+def test_variables_that_double_stay_short() -> None:
+    text = "#!/bin/sh\nB=(x y)\nA=xxxx\n" + 'B+=("${B[@]}" "$A$A")\nA="$A$A"\n' * 60 + 'torchrun a.py "${B[@]}"\n'
+    assert sum(map(len, read(text).script)) < 200_000
+
+
 @pytest.mark.parametrize(
     ("directives", "options"),
     [("-N 2", "--ntasks-per-node=4"), ("-N 2 --ntasks-per-node=4", ""), ("-N2 -n8", "--label")],
@@ -176,8 +277,8 @@ def test_ranks_that_srun_starts_are_ranks_of_a_node(directives: str, options: st
 def test_names_that_the_file_never_defines_stay_open() -> None:
     draft = read('#!/bin/sh\n#SBATCH -N 1\nSCRIPT=a.py\nCMD="torchrun $PYTHON_FILE $(date)"\nsrun $CMD\n')
     text = render(draft, "x")
-    assert "# to fill in: $PYTHON_FILE: the file does not say its value; set it before you run this\n" in text
-    assert "# to fill in: $(date): shell, which is not evaluated; write its result\n" in text
+    assert "# to fill in: $PYTHON_FILE: the file does not set it; set it before you run this\n" in text
+    assert "# to fill in: $(date): a shell expression, which is not evaluated; replace it by its result\n" in text
     assert text.endswith("""  -- "${PYTHON_FILE}" '<$(date)>'""")
 
 
@@ -195,8 +296,9 @@ def test_scripts_of_lsf_and_pbs_run_inside_of_their_job(text: str, scheduler: st
 
 
 def test_a_script_that_launches_nothing_is_an_error_with_the_kinds_that_are_read() -> None:
-    with pytest.raises(UsageError, match="x: no command in it starts torchrun, accelerate, deepspeed"):
-        importers.read("#!/bin/sh\necho hello\n", "x")
+    with pytest.raises(UsageError, match="x: no command in it starts a Python script with torchrun") as caught:
+        importers.read("#!/bin/sh\necho hello\nmpirun -np 2 ./waves\nRscript a.R $TOKEN\n", "x")
+    assert caught.value.message.endswith("; its commands: mpirun -np 2 ./waves; Rscript a.R $TOKEN")
 
 
 def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_variable_is_carried_over_and_its_first_value_stays() -> None:
     [
         ("MASTER_PORT", "29500", "fab sets it"),
         ("RANK", "3", "the launcher sets it for every rank"),
-        ("PET_NNODES", "2", "torchrun would take it for a flag"),
+        ("PET_NNODES", "2", "torchrun would read it as a flag"),
         ("HF_TOKEN", "hf_x", "a secret: export it"),
         ("PATH", f"/opt:{dynamic('$PATH')}", "it extends the node's own value"),
         ("OUT", dynamic("$(date)"), "its value is not known"),

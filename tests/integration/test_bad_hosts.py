@@ -72,7 +72,7 @@ def test_a_penalty_of_a_new_sshd_is_said_and_waited_for(fab: Fab, matrix: Matrix
             row.stopped()
             row.without(2, 3)
     assert done.rc == 0, done
-    said = "node2: its sshd refuses this address for a while (PerSourcePenalties); waits up to 62 s\n"
+    said = "node2: its sshd temporarily refuses this address (PerSourcePenalties); waits up to 62 s\n"
     assert done.stderr.replace(f"node2:{port}", "node2").count(said) == 1, done
     if row:
         row.output_has(done.stderr.replace(f"node2:{port}", "node2"), said.strip())
@@ -167,8 +167,8 @@ PROGRAMS = {
         r"printf '\036zz\n'; yes garbage | head -c 100000",
         "torchfab's program ended there",
     ),
-    "python3, stuck": ("python3", "sleep 9", "the connection stands, but torchfab's program there gave no"),
-    "python3, endless": ("python3", "yes", "the connection stands, but torchfab's program there gave no"),
+    "python3, stuck": ("python3", "sleep 9", "the connection is up, but torchfab's program there gave no"),
+    "python3, endless": ("python3", "yes", "the connection is up, but torchfab's program there gave no"),
     "python3, of other words": (
         "python3",
         r"printf '\0362\n{}'; sleep 9",

@@ -362,7 +362,7 @@ def test_missing_and_old_tmux_are_found(fab: Fab) -> None:
 def test_a_node_that_accepts_logins_but_does_not_answer_is_found(fab: Fab) -> None:
     with start_up_file(fab.cluster.node(1), "sleep 30\n"):
         done = doctor(fab, config={"answer_timeout_s": 1.5})
-    found(done, 1, "error: node2: the connection stands, but torchfab's program there gave no answer within 1.5 s")
+    found(done, 1, "error: node2: the connection is up, but torchfab's program there gave no answer within 1.5 s")
 
 
 def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:

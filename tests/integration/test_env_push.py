@@ -71,7 +71,7 @@ def test_env_push_refuses_an_environment_that_it_did_not_make(fab: Fab) -> None:
     (fab.workdir / ".venv").mkdir()
     fab.own(fab.write(".venv/mine", ""))
     done = fab("env", "push", "--hostfile", str(fab.cluster.hostfile), "--requirements", "requirements.txt")
-    refused(done, "node[1-2]: ", ".venv is not empty, and env push did not make it", "fix: remove it there")
+    refused(done, "node[1-2]: ", ".venv is not empty, and was not created by env push", "fix: remove it there")
 
 
 def test_env_push_reports_what_the_installer_says(fab: Fab) -> None:

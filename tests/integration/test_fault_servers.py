@@ -12,13 +12,13 @@ from tests.integration.stalling_sshd import STEPS, stalling_server
 
 QUICK = {"prepare_timeout_s": 5, "start_timeout_s": 5, "answer_timeout_s": 5}
 TOLD = {
-    "banner": "within 2 s: it accepted the connection, and sent no SSH banner",
+    "banner": "within 2 s: it accepted the connection, but sent no SSH banner",
     "key exchange": "within 2 s: it did not finish the key exchange",
     "login": "within 2 s: it did not finish the login",
-    "channel": "within 2 s: it accepted the login, and opened no channel",
-    "command": "within 2 s: it opened a channel, and started no program",
+    "channel": "within 2 s: it accepted the login, but opened no channel",
+    "command": "within 2 s: it opened a channel, but started no program",
     "input": "within 5 s: the connection is open, but the host reads nothing that is sent",
-    "output": "the connection stands, but torchfab's program there gave no answer within 5 s",
+    "output": "the connection is up, but torchfab's program there gave no answer within 5 s",
 }
 
 

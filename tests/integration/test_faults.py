@@ -173,7 +173,7 @@ def test_a_server_that_stalls_during_follow_is_reported(fab: Fab, matrix: Matrix
         os.kill(pid, signal.SIGSTOP)
     try:
         # node1's lines keep coming, and node2 is reported as silent.
-        row.output_has(process.stderr.readline(), "node2: no sign of life for 2 s (trying again)")
+        row.output_has(process.stderr.readline(), "node2: no data for 2 s (trying again)")
         (fab.workdir / "over").touch()
         rest, _ = process.communicate(timeout=60)
     finally:

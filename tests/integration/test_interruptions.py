@@ -51,7 +51,7 @@ class Launch:
         os.killpg(self.process.pid, number)
 
     def await_interrupted(self) -> str:
-        """Wait until `fab` prints that it was interrupted; return what it has printed on stderr."""
+        """Wait until `fab` prints that it was interrupted; return its stderr so far."""
         assert self.process.stderr
         lines = []
         for line in self.process.stderr:
@@ -181,7 +181,7 @@ def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int)
         # The node rolls back what is not confirmed. The record of a job that may run somewhere is kept.
         assert eventually(lambda: set(fab.left()) <= {"records"}, 60), fab.left()
     if fab.jobs():
-        assert "did not confirm that nothing of it runs there" in done.stderr, done
+        assert "did not confirm that no process of it runs there" in done.stderr, done
         assert fab("stop", "x").rc == 0
 
 
@@ -192,7 +192,7 @@ def test_a_node_disconnected_in_phase_two_is_named_and_can_be_stopped(fab: Fab) 
             done = launch.ended()
             launch.release()
             assert done.rc == 1, done
-            assert "node2 did not confirm that nothing of it runs there" in done.stderr, done
+            assert "node2 did not confirm that no process of it runs there" in done.stderr, done
             assert "fab stop x" in done.stderr, done
             stopped = fab("-t", "1", "stop", "x", "--grace", "0")
             assert stopped.rc == 1, stopped

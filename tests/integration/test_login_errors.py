@@ -1,4 +1,4 @@
-"""Logins that a real sshd refuses: the error says what it allows, and which key cannot be used."""
+"""Logins that a real sshd refuses: the error names the allowed methods and the unusable keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_second_factor_is_named(server: Server) -> None:
     server.start(f"HostKey {server.folder}/host_ed25519", "PasswordAuthentication yes",
                  "AuthenticationMethods publickey,password")  # fmt: skip
     error = server.ours(server.config(known(server)))
-    assert "the key is accepted, but sshd requires password as well" in error, error
+    assert "the key is accepted, but sshd also requires password" in error, error
     assert "ssh-copy-id" not in error
 
 
@@ -37,7 +37,7 @@ def test_server_that_takes_no_keys_is_named(server: Server) -> None:
     server.start(f"HostKey {server.folder}/host_ed25519", "PubkeyAuthentication no",
                  "PasswordAuthentication yes")  # fmt: skip
     error = server.ours(server.config(known(server)))
-    assert "sshd takes no keys there, only password" in error, error
+    assert "sshd accepts no keys there, only password" in error, error
 
 
 def test_refused_key_is_copied_with_ssh_copy_id(server: Server) -> None:
@@ -114,7 +114,7 @@ def test_wrong_keys_before_the_right_one_end_no_connection_without_a_login(serve
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
-    """Return what adds a key to an ssh-agent of this test."""
+    """Return a function that adds a key to an ssh-agent of this test."""
     path = tmp_path / "agent"
     process = subprocess.Popen([require("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     assert eventually(path.exists, 5)

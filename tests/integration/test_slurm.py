@@ -382,7 +382,7 @@ def test_a_missing_controller_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -
     done = fab("status", "alone", env=config)
     assert done.rc == 1
     assert "job alone: unreachable" in done.stdout
-    assert "Slurm cannot be asked" in done.stdout
+    assert "Slurm cannot be queried" in done.stdout
     assert fab("stop", "alone", env=config).rc == 1
     ok(fab("stop", "alone"))
 

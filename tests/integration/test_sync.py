@@ -78,7 +78,7 @@ def test_a_node_that_shares_the_directory_is_skipped(fab: Fab) -> None:
     assert (nodes["node1"]["shared"], nodes["node2"]["shared"]) == (True, False)
     assert (nodes["node1"]["files_copied"], nodes["node2"]["files_copied"]) == (0, 1)
     done = ok(fab("-H", "localhost", "sync"))
-    assert "localhost: sees this very directory" in done.stdout, done
+    assert "localhost: shares this directory" in done.stdout, done
 
 
 def test_a_node_with_different_files_is_named_with_the_files(far: Fab) -> None:

@@ -1,4 +1,4 @@
-"""`fab trust`: what it shows, what it asks, what it writes, and whom ssh and a launch let in afterwards."""
+"""`fab trust`: its output, its question, the keys it writes, and the hosts that ssh and a launch then accept."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_changed_key_is_not_replaced_and_a_silent_host_is_named(fab: Fab) -> N
     assert done.rc == 1, done
     assert f"node1  CHANGED  {printed_by_ssh(fab, 0)}" in done.stdout
     assert "2 of 3 hosts are not trusted" in done.stderr
-    assert "node1: its host key has CHANGED: it now shows ssh-ed25519 SHA256:" in done.stderr
+    assert "node1: its host key has CHANGED: it now presents ssh-ed25519 SHA256:" in done.stderr
     assert f"({known}:1)" in done.stderr
     assert "nowhere: 127.0.0.1 port 1 refused the connection" in done.stderr
     assert known.read_text().startswith(before)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -55,6 +57,15 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing about clients that read only a part of an answer."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report other errors, as the base class does."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class API:
     """The objects of a cluster, and the server that answers for them; a context manager."""
 
@@ -72,7 +83,7 @@ class API:
         self.moved = threading.Condition(threading.RLock())
         self.numbers = itertools.count(1)
         self.closing = False
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server = _Server(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
 
     def __enter__(self) -> API:
@@ -107,7 +118,7 @@ class API:
     # ---- objects
 
     def names(self) -> list[str]:
-        """Give what there is, as `jobs/gpt2`."""
+        """Return the existing objects, as `jobs/gpt2`."""
         with self.moved:
             return sorted(f"{plural}/{name}" for _, plural, name in self.objects if plural != "events")
 
@@ -130,7 +141,7 @@ class API:
         return item
 
     def remove(self, plural: str, name: str, namespace: str = "default") -> None:
-        """Remove an object, and what it owns."""
+        """Remove an object, and the objects that it owns."""
         with self.moved:
             item = self.objects.pop((namespace, plural, name), None)
             if item is None:
@@ -342,18 +353,23 @@ class _Handler(BaseHTTPRequestHandler):
             if pod not in self.api.logs:
                 raise Refused(400, f'container "trainer" in pod "{pod}" is waiting to start: ContainerCreating')
         self._begin_stream("text/plain")
+        left = int(query.get("limitBytes", 1 << 60))
         for sent, (when, text) in enumerate(self._lines(pod, query)):
             if fault and sent >= fault.after:
                 raise ConnectionAbortedError
             mark = f"{stamp(when, fraction=True)} " if query.get("timestamps") == "true" else ""
-            self._chunk(f"{mark}{text}\n".encode(errors="surrogateescape"))
+            line = f"{mark}{text}\n".encode(errors="surrogateescape")[:left]
+            self._chunk(line)
+            left -= len(line)
+            if not left:
+                break
         self._chunk(b"")
 
     def _lines(self, pod: str, query: dict[str, str]) -> Iterator[tuple[float, str]]:
         api = self.api
         with api.moved:
             log = api.logs[pod]
-            since = time.time() - float(query.get("sinceSeconds", "1e9"))
+            since = _since(query) or time.time() - float(query.get("sinceSeconds", "1e9"))
             start = max(len(log.lines) - int(query.get("tailLines", len(log.lines))), 0)
             past = [line for line in log.lines[start:] if line[0] >= since]
             position = len(log.lines)
@@ -385,6 +401,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _since(query: dict[str, str]) -> float:
+    given = query.get("sinceTime")
+    return datetime.fromisoformat(given).timestamp() if given else 0.0
 
 
 def _matches(item: Object, query: dict[str, str]) -> bool:

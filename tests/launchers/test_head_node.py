@@ -25,7 +25,7 @@ def test_nodes_are_named_by_the_addresses_between_them() -> None:
 
 
 def test_two_nodes_of_one_address_are_an_error_with_the_line() -> None:
-    with pytest.raises(UsageError, match="hosts:3: this launcher knows a node by its address alone, and two have b"):
+    with pytest.raises(UsageError, match="this launcher identifies a node by its address alone, and two nodes have b"):
         head_node.node_names(layout_of("a", "b", {"host": "b", "port": 2222}))
 
 

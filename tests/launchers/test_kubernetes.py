@@ -290,7 +290,7 @@ def test_arguments_that_are_not_utf_8_are_an_error() -> None:
         {"env": {"A": "\udcff"}},
         {"secrets": {"A_KEY": "\udcff"}},
     ):
-        with pytest.raises(UsageError, match="is not UTF-8, and a Kubernetes manifest holds nothing else"):
+        with pytest.raises(UsageError, match="is not UTF-8, which a Kubernetes manifest requires"):
             submission(values)
 
 
@@ -307,14 +307,14 @@ def test_names_become_dns_names(name: str, nodes: str, expected: str) -> None:
 def test_a_name_that_is_too_long_with_its_index_is_an_error() -> None:
     with pytest.raises(JobNameError) as caught:
         submission({"name": "a" * 61}, nodes="11")
-    assert "has 64 characters, and DNS takes 63\n  fix: choose a --name of at most 60 characters" in str(caught.value)
+    assert "has 64 characters, and DNS allows 63\n  fix: choose a --name of at most 60 characters" in str(caught.value)
     with pytest.raises(JobNameError, match="at most 54 characters"):
         submission({"name": "a" * 55}, nodes="2", jobset=True)
 
 
 @pytest.mark.parametrize("name", ["7b", "run-", "run_", "1"])
 def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
-    with pytest.raises(JobNameError, match="DNS wants a letter first"):
+    with pytest.raises(JobNameError, match="a DNS name starts with a letter"):
         submission({"name": name})
 
 

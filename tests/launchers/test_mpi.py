@@ -195,7 +195,7 @@ def test_ssh_options_come_from_the_hosts_file_and_fabs_flags() -> None:
         ({"mpiexec.hydra": "4.0.2"}, "auto", "mpiexec.hydra"),
         ({"orterun": "4.1.4"}, "openmpi", "orterun"),
         (BOTH, "mpich", "mpiexec.hydra"),
-        ({}, "openmpi", "mpirun.openmpi"),  # a dry run that connected to no node
+        ({}, "openmpi", "mpirun.openmpi"),  # a dry run that did not connect to any node
     ],
 )
 def test_the_program_is_the_first_installed_one_of_the_flavour(
@@ -208,7 +208,7 @@ def test_the_program_is_the_first_installed_one_of_the_flavour(
 def test_nodes_with_different_mpis_are_an_error() -> None:
     first, second = make_facts(1, 1)
     facts = replace(first, versions={"mpirun.openmpi": "4"}), replace(second, versions={"mpiexec.hydra": "4"})
-    with pytest.raises(UsageError, match="no MPI is on all nodes"):
+    with pytest.raises(UsageError, match="the nodes have no MPI in common"):
         mpi.plan(job_with(), make_nodes("a", "b"), (), facts)
 
 
@@ -227,7 +227,7 @@ def test_a_launch_as_root_shows_the_advice_of_open_mpi() -> None:
 
 def test_two_nodes_with_the_same_name_are_an_error() -> None:
     nodes = make_nodes({"host": "a", "port": 22}, {"host": "b"}, {"host": "b", "port": 23})
-    with pytest.raises(UsageError, match="hosts:3: this launcher knows a node by its address alone, and two have b"):
+    with pytest.raises(UsageError, match="this launcher identifies a node by its address alone, and two nodes have b"):
         mpi.plan(job_with(), nodes, (), facts_with(1, 1, 1))
 
 

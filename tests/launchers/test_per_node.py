@@ -114,9 +114,9 @@ def test_equal_bounds_become_one_number(nnodes: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("nnodes", "message"),
     [
-        ("3", "--nnodes 3 does not fit the 2 hosts\n  fix: change the one or the other"),
-        ("3:4", "--nnodes 3:4 does not fit the 2 hosts\n  fix: change the one or the other"),
-        ("1", "--nnodes 1 does not fit the 2 hosts\n  fix: change the one or the other"),
+        ("3", "--nnodes 3 does not fit the 2 hosts\n  fix: change --nnodes or the hosts"),
+        ("3:4", "--nnodes 3:4 does not fit the 2 hosts\n  fix: change --nnodes or the hosts"),
+        ("1", "--nnodes 1 does not fit the 2 hosts\n  fix: change --nnodes or the hosts"),
     ],
 )
 def test_the_hosts_must_fit_nnodes(nnodes: str, message: str) -> None:

@@ -17,7 +17,8 @@ def test_processes_of_the_job_find_the_probe_first_and_its_head_does_not() -> No
     head, rank = with_probe(PLAN).nodes[0].processes
     assert head == PROCESSES[0]
     assert rank.python_path == ("/jobs/node-0/rank-0/probe",)
-    assert rank.files == {"f": "x", "probe/sitecustomize.py": source_of("probe")}
+    probe = {"probe/sitecustomize.py": source_of("probe"), "probe/rank_profile.py": source_of("rank_profile")}
+    assert rank.files == {"f": "x", **probe}
     assert rank.env == {"A": "b"}
 
 

@@ -83,7 +83,7 @@ def test_a_second_claim_is_an_error_with_a_fix(records: Records) -> None:
         records.claim("gpt2")
     assert str(caught.value) == (
         "there is a job gpt2 already (being launched)\n"
-        "  fix: choose another --name, or remove its record once it has ended: fab jobs --remove gpt2"
+        "  fix: choose another --name, or, if it has ended, remove its record: fab jobs --remove gpt2"
     )
 
 

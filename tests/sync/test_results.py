@@ -19,7 +19,7 @@ def test_nodes_with_equal_results_share_a_line() -> None:
     lines = results.summary_lines([copied(0), copied(1), SyncResult(NODES[2], True)], 5, 1.25)
     assert lines == [
         "node[1-2]: 2 files copied, 2 KiB",
-        "node3: sees this very directory; nothing to copy",
+        "node3: shares this directory; nothing to copy",
         "3 nodes hold the same 5 files (1.2 s)",
     ]
 

@@ -119,7 +119,7 @@ def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stat
         (127, "bash: rsync: command not found\n", "apt-get install"),
         (12, "sh: 1: rsync: command not found\n", "apt-get install"),
         (2, "protocol version mismatch -- is your shell clean?\n", "start-up file"),
-        (30, "io timeout after 60 seconds\n", "sync again"),
+        (30, "io timeout after 60 seconds\n", "sync or fab pull again"),
         (11, "No space left on device (28)\n", ""),
     ],
 )

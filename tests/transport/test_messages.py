@@ -331,8 +331,8 @@ class OneFrame:
     def __init__(self, frame: load.LoadFrame) -> None:
         self.frame = frame
 
-    def poll(self) -> Iterator[tuple[Node, load.LoadFrame]]:
-        yield NODE, self.frame
+    def poll(self) -> Iterator[tuple[Node, list[load.LoadFrame]]]:
+        yield NODE, [self.frame]
 
     def reconnect(self, node: Node) -> None:
         assert self.frame.problems
@@ -352,7 +352,7 @@ def use_gpu_memory(answer: load.GpuMemoryAnswer) -> None:
 
 
 def use_lines(answer: job.LogsFrame) -> None:
-    list(tmux_logs._NodeLogs(NODE).events(answer))
+    list(tmux_logs._NodeLogs(NODE).events([answer]))
 
 
 def use_files(answer: sync.FilesAnswer) -> None:
@@ -451,7 +451,7 @@ def use_checkpoint(answer: job.CheckpointAnswer) -> None:
 
 
 def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
-    list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
+    list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, [answer]))
 
 
 OUTCOME = {

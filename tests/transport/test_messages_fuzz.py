@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport import messages
-from torchfab.transport.messages.job import StatusRequest
+from torchfab.transport.messages.job import LogsFrame, LogsRequest, StatusRequest
 from torchfab.transport.session import MOST_ANSWER_BYTES, Session
 from torchfab.transport.session_pool import request_all
 from torchfab.transport.ssh import channels
@@ -96,7 +97,7 @@ def test_the_error_names_the_problem(case: str) -> None:
 
 # ---- with a real program at the other end
 
-NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|took nothing within", "not from torchfab's program"
+NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|read nothing within", "not from torchfab's program"
 READ = "import sys\nsys.stdin.buffer.read(int(sys.argv[-1]))\n"
 ENDLESS = "while True: print('x' * 65536, file=sys.{}, flush=True)"
 PROGRAMS = {
@@ -126,3 +127,68 @@ def test_a_hostile_program_is_an_error_in_bounded_time_and_memory(
     assert isinstance(answer, HostError)
     assert re.search(message, str(answer)), answer
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+
+# ---- many frames at once
+
+TEXTS = st.one_of(
+    st.text(max_size=9),
+    st.text('ab\\"/\t\n\r\x1b\x1e\x7f\x9b\u2588\U0001f600\ud800', max_size=9),
+    st.sampled_from(['"of"', "of", "pulse", "problems"]),
+)
+FRAMES = st.lists(
+    st.one_of(
+        st.builds(lambda texts: {"lines": [[0, 1.0, text] for text in texts]}, st.lists(TEXTS, max_size=3)),
+        st.builds(lambda text: {"offsets": {text: 1}}, TEXTS),
+        st.sampled_from([{"past": True}, {"pulse": True}, {"of": 1, "past": True}, {"of": 9, "past": True}]),
+    ),
+    max_size=6,
+)
+
+
+class Pieces(RecordedChannel):
+    """A channel that returns recorded pieces."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(b"")
+        self.chunks = [piece for piece in pieces if piece]
+
+
+def read_stream(pieces: list[bytes]) -> list[LogsFrame]:
+    session = Session(NODE, Pieces(pieces))
+    session.post(without_values(LogsRequest))
+    frames: list[LogsFrame] = []
+    while session.channel.chunks:  # type: ignore[attr-defined]  # of Pieces
+        frames += session.read_frames()
+    return frames
+
+
+@fuzzed(FRAMES, st.integers(0, 300), st.sampled_from([b"", b"welcome\n"]))
+def test_frames_that_arrive_together_are_read_like_single_ones(
+    sent: list[dict[str, Any]], cut: int, greeting: bytes
+) -> None:
+    data = greeting + b"".join(map(frame, sent))
+    found = read_stream([data[:cut], data[cut:]])
+    assert found == read_stream([greeting, *map(frame, sent)])
+    assert not [
+        text for each in found for _, _, text in each.lines if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+    ]
+
+
+@pytest.mark.parametrize(
+    "second", [b'{"lines": [[0, 1.0, "a\x1b[2J"]]}', b"{}{}", b"", b"nonsense", b"[" * 5000, b'{"lines": 1}']
+)
+def test_a_malformed_frame_after_a_good_one_is_an_error(second: bytes) -> None:
+    with pytest.raises(HostError, match="not from torchfab"):
+        read_stream([frame({"past": True}) + b"\x1e%d\n%s" % (len(second), second) + frame({"past": True})])
+
+
+@fuzzed(TEXTS)
+def test_json_that_counts_as_clean_needs_no_cleaning(text: str) -> None:
+    data = json.dumps([text]).encode()
+    assert not messages.is_clean(data) or messages.cleaned([text]) == msgspec.json.decode(data)
+
+
+@pytest.mark.parametrize("text", ["step 1", 'it\'s "quoted"', "C:\\new", "tab\there", "50%|\u2588\u2588 | caf\xe9"])
+def test_ordinary_log_lines_count_as_clean(text: str) -> None:
+    assert messages.is_clean(json.dumps([text]).encode())

@@ -175,3 +175,127 @@ fatal runtime error: failed to initiate panic, error 5
 def test_reason_of_a_crash_is_found_before_its_dump(reason: str, dump: str, before: str) -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, -6))], [log(0, f"step 1\n{before}{reason}\n{dump}")]))
     assert " ".join(reason.split())[:60] in " ".join(found.cause.words.split())
+
+
+# ---- what a library, a compiler or a launcher printed, where the exception only says that something failed
+
+KILLED_COMPILERS = (
+    "g++: fatal error: Killed signal terminated program cc1plus",
+    "c++: internal compiler error: Killed (program cc1plus)",
+    "nvcc error   : 'cicc' died due to signal 9 (Kill signal)",
+    "clang: error: unable to execute command: Killed",
+)
+
+
+@pytest.mark.parametrize("printed", KILLED_COMPILERS)
+@pytest.mark.parametrize("raised", ["RuntimeError: Error building extension 'cpu_adam'", WRAPPERS[0]])
+def test_killed_compiler_is_a_lack_of_memory(printed: str, raised: str) -> None:
+    found = of_one(f"{printed}\nninja: build stopped: subcommand failed.\n{traceback(raised)}")
+    assert found.cause.kind is Kind.MEMORY
+    assert " ".join(printed.split()) in found.cause.words
+
+
+COMPILER_ERRORS = (
+    "/tmp/x/header.h:4:10: fatal error: Python.h: No such file or directory",
+    "main.cu(12): error: identifier 'foo' is undefined",
+    "/usr/bin/ld: cannot find -lcuda: No such file or directory",
+    "ptxas fatal   : Value 'sm_90a' is not defined for option 'gpu-name'",
+)
+
+
+@pytest.mark.parametrize("error", COMPILER_ERRORS)
+@pytest.mark.parametrize("prefix", ["", "[rank0]: ", "(Worker pid=7) "])
+def test_error_of_a_compiler_below_its_exception_is_named(error: str, prefix: str) -> None:
+    raised = "torch._inductor.exc.InductorError: CppCompileError: C++ compile error"
+    below = f"\nCommand:\ng++ main.cpp -o main.so\n\nOutput:\nIn file included from main.cpp:2:\n{error}\n"
+    found = of_one(behind(prefix, f"{traceback(raised)}{below}"))
+    assert found.cause.kind is Kind.SCRIPT
+    assert " ".join(error.split()) in " ".join(found.cause.words.split())
+
+
+WARNED = "/x/torch/cuda/__init__.py:129: UserWarning: CUDA initialization: Unexpected error from cudaGetDeviceCount(). "
+
+
+ABOUT_GPUS = (
+    *(
+        "AssertionError: this script needs a GPU",
+        "SystemError: no CUDA here",
+        "RuntimeError: Found no GPU: cannot train",
+    ),
+    *("ValueError: No accelerator found", "RuntimeError: device cuda:0 is not available", "my.Error: GPU is required"),
+)
+NOT_ABOUT_GPUS = (
+    *("ValueError: x", "RuntimeError: Expected all tensors to be on the same device, but found at least two devices"),
+    *("KeyError: 'device'", "ValueError: unknown device 'cudaa'", "TypeError: f() got an argument 'gpu_memory'"),
+)
+
+
+@pytest.mark.parametrize("raised", [*ABOUT_GPUS, *NOT_ABOUT_GPUS])
+def test_warning_that_cuda_cannot_start_explains_only_exceptions_about_gpus(raised: str) -> None:
+    text = f"{WARNED}Error 802: system not yet initialized\n  return x\n{traceback(raised)}"
+    found = of_one(text)
+    is_about_gpus = raised in ABOUT_GPUS
+    assert (found.cause.kind is Kind.NODE) is is_about_gpus
+    assert ("system not yet initialized" in found.cause.words) is is_about_gpus
+    assert raised in found.cause.words
+
+
+@pytest.mark.parametrize("code", [(1, 1), (1, 0)])
+def test_cuda_that_does_not_start_blames_a_node_only_if_no_rank_of_it_got_further(code: tuple[int, int]) -> None:
+    bad = traceback("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment")
+    texts = [bad if each else "step 1\n" for each in code]
+    first = node(
+        0,
+        [process("failed", *(rank(number, each) for number, each in enumerate(code)))],
+        [log(number, text) for number, text in enumerate(texts)],
+    )
+    other = node(1, [process("failed", rank(2, -15))], [log(2, "step 1\n")])
+    assert (diagnose_nodes(first, other).bad_nodes == ("node1",)) is (code == (1, 1))
+
+
+RUST_CLIENTS = ("tcp connect error: Connection refused (os error 111)", "error sending request for url (http://x:1/y)")
+
+
+@pytest.mark.parametrize("words", RUST_CLIENTS)
+def test_client_written_in_rust_reports_another_service(words: str) -> None:
+    found = of_one(traceback(f"RuntimeError: {words}", "/opt/venv/lib/python3.11/site-packages/torchft/manager.py"))
+    assert found.cause.kind is Kind.NETWORK
+    assert found.cause.name == "service-lost"
+
+
+def test_rank_without_a_log_has_the_last_words_of_its_launchers_log() -> None:
+    text = "Exception\n: Current loss scale already at minimum - cannot decrease scale anymore.\n[INFO] end\n"
+    text += "[ERROR] [launch.py:434:sigkill_handler] ['python', 'x.py'] exits with return code = 1\n"
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log("agent", text, path="output.log")]))
+    assert "cannot decrease scale" in found.cause.words
+
+
+REPORTS = (
+    "[E] api.py:874] failed (exitcode: 1) local_rank: 0 (pid: 101) of binary: python\nRoot Cause (first failure):\n",
+    f"{'-' * 74}\nprterun detected that one or more processes exited with non-zero status\n",
+    "[ERROR] [launch.py:434:sigkill_handler] ['python', 'x.py'] exits with return code = 1\n",
+)
+
+
+@pytest.mark.parametrize("launcher_report", REPORTS)
+def test_report_of_a_launcher_holds_no_words_of_a_rank(launcher_report: str) -> None:
+    logs = [log("agent", launcher_report, path="output.log")]
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], logs))
+    assert found.cause.words == "the script ended itself with exit code 1"
+
+
+def test_exception_of_all_ranks_is_that_of_the_rank_that_it_names() -> None:
+    ours = (
+        "CheckpointException: CheckpointException ranks:dict_keys([1])\nTraceback (most recent call last): (RANK 1)\n"
+    )
+    nodes = [
+        node(
+            number,
+            [process("failed", rank(number, 1, 1060.0 + number))],
+            [log(number, traceback(ours + f"  File \"/x/{number}.py\", line 2, in f\n    y()\nKeyError: 'optim'"))],
+        )
+        for number in (0, 1)
+    ]
+    found = diagnose_nodes(*nodes)
+    assert found.first is not None
+    assert found.first.rank == 1

@@ -56,7 +56,8 @@ FLAG_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             ("np", "n", "nproc", "num-gpus", "gpus-per-node", "ntasks-per-node"), ("nproc-per-node", "lines")
         ),
         **dict.fromkeys(("num-nodes", "num-machines", "N"), ("nodes",)),
-        **dict.fromkeys(("machinefile", "inventory", "host-file"), ("hostfile",)),
+        **dict.fromkeys(("machinefile", "inventory", "host-file", "hosts-file"), ("hostfile", "gpufile")),
+        **dict.fromkeys(("hostfile", "gpufile", "gpu-file", "gpusfile"), ("gpufile", "hostfile")),
         **dict.fromkeys(("job-name", "run-name"), ("name",)),
         **dict.fromkeys(("cwd", "chdir", "wd", "directory"), ("workdir",)),
         **dict.fromkeys(("tail",), ("lines", "follow")),
@@ -109,7 +110,17 @@ class Mistake:
 
 
 def explain(mistake: Mistake) -> UsageError:
-    """Return the error: one line, with a suggestion if there is one."""
+    """Return the one-line error for a rejected word, with a suggestion if there is one.
+
+    Parameters
+    ----------
+    mistake : Mistake
+        The word, and the state of the parser.
+
+    Returns
+    -------
+    UsageError
+    """
     if mistake.word.startswith("-") and len(mistake.word) > 1:
         return _unknown_flag(mistake)
     takes_value = mistake.flags.get(mistake.before)
@@ -140,8 +151,12 @@ def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError
         The word.
     tasks : iterable of str
         The names of all tasks.
-    after : str
+    after : str, default ""
         The task before the word; empty for the first word.
+
+    Returns
+    -------
+    UsageError
     """
     meant = SYNONYMS.get(word.lower(), "") or nearest(word.lower().replace("_", "-"), tasks)
     where = (
@@ -151,7 +166,19 @@ def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return the name most similar to a misspelt word; empty if none is similar."""
+    """Return the name most similar to a misspelt word; empty if none is similar.
+
+    Parameters
+    ----------
+    word : str
+        The word.
+    names : iterable of str
+        The valid names.
+
+    Returns
+    -------
+    str
+    """
     names = sorted(names)
     found = difflib.get_close_matches(word, names, 1, 0.65)
     begun = [name for name in names if len(word) >= 3 and name.startswith(word)]
@@ -159,7 +186,19 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def needs_value(spelling: str, task: str = "") -> UsageError:
-    """Return the error for a flag without its value."""
+    """Return the error for a flag without its value.
+
+    Parameters
+    ----------
+    spelling : str
+        The flag, as `spelling` returns it.
+    task : str, default ""
+        The task of the flag; empty for a flag of `fab` itself.
+
+    Returns
+    -------
+    UsageError
+    """
     return UsageError(f"{spelling} needs a value; fab --help {task} explains it".replace("  ", " "))
 
 
@@ -170,8 +209,12 @@ def flag_without_value(flag: Argument, context: ParserContext | None) -> UsageEr
     ----------
     flag : Argument
         The flag, one of the task's or of `fab` itself.
-    context : ParserContext
+    context : ParserContext or None
         The task before it.
+
+    Returns
+    -------
+    UsageError
     """
     task = getattr(context, "name", None) or ""
     if flag.name == "config" and "--follow" in getattr(context, "flags", ()):
@@ -233,6 +276,11 @@ def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[s
         Its traceback, whose frames hold the parser.
     tasks : sequence of str
         The names of all tasks.
+
+    Returns
+    -------
+    UsageError or None
+        None if only Invoke's own text is available.
     """
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
     parser = next((frame for frame in frames if frame.f_code.co_name == "parse_argv"), None)
@@ -245,7 +293,19 @@ def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[s
 
 
 def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
-    """Return the word at which a frame of Invoke's `Parser.parse_argv` stopped, with its context."""
+    """Return the word at which a frame of Invoke's `Parser.parse_argv` stopped, with its context.
+
+    Parameters
+    ----------
+    parser : frame
+        The frame of `Parser.parse_argv`.
+    tasks : sequence of str
+        The names of all tasks.
+
+    Returns
+    -------
+    Mistake
+    """
     seen = parser.f_locals
     machine, read, mutations = seen["machine"], seen["body"], seen["mutations"]
     body = seen["argv"][: seen["ddash"]]
@@ -274,14 +334,36 @@ def _spellings(context: Any) -> list[tuple[str, Any]]:
 
 
 def spelling(argument: Any) -> str:
-    """Return the spelling of a flag: `--name`, or `-H (--hosts)` if it has a short form."""
+    """Return the spelling of a flag: `--name`, or `-H (--hosts)` if it has a short form.
+
+    Parameters
+    ----------
+    argument : Argument
+        The flag, as Invoke has it.
+
+    Returns
+    -------
+    str
+    """
     names = sorted(argument.names, key=len)
     words = [f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}" for name in names]
     return words[0] if len(words) == 1 else f"{words[0]} ({words[-1]})"
 
 
 def list_flag_without_value(body: Sequence[str], contexts: Iterable[Any]) -> str:
-    """Return a repeatable flag without a value, which Invoke accepts silently; empty if there is none."""
+    """Return a repeatable flag without a value, which Invoke accepts silently; empty if there is none.
+
+    Parameters
+    ----------
+    body : sequence of str
+        The words before `--`.
+    contexts : iterable of ParserContext
+        The contexts whose flags are valid.
+
+    Returns
+    -------
+    str
+    """
     flags = {spelled: each for context in contexts for spelled, each in context.flags.items()}
     for word, following in zip(body, [*body, None][1:], strict=True):
         if word in flags and flags[word].kind is list and (following is None or following in flags):

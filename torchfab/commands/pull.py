@@ -231,7 +231,8 @@ def _pull(request: PullRequest, ignored: Path | None) -> int:
     finally:
         processes.end()
     done = [each for each in transfers if each.node.rank not in failed]
-    for line in summary(done, matches, request.folder, time.monotonic() - started):
+    unchanged = [] if failed else matches  # what equals a file that did not arrive is not here either
+    for line in summary(done, unchanged, request.folder, time.monotonic() - started):
         write_out(line)
     if failed:
         reasons = {node.label: failed[node.rank] for node in request.nodes if node.rank in failed}

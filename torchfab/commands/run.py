@@ -12,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import RunFlags
 from torchfab.core.console import progress, write_err, write_out, write_verbatim
-from torchfab.core.environment import parse_env_flags
+from torchfab.core.environment import joined_pairs, parse_env_flags
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node, interpreter_path
@@ -92,6 +92,8 @@ def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunReq
     if not workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
     env = parse_env_flags(flags.env, ctx.environ)
+    for note in joined_pairs(flags.env):
+        write_err(f"note: {note}")
     setup = setup_commands(flags.setup, ctx)
     python = flags.python or default_python(ctx.environ, ctx.root)
 

@@ -181,11 +181,11 @@ def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None
     for node, update in streams.poll():
         if isinstance(update, TorchfabError):
             views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
-        elif update.problems:
-            views[node.rank] = HostLoad(node, error=update.problems[0].what)
+        elif problems := [problem for frame in update for problem in frame.problems]:
+            views[node.rank] = HostLoad(node, error=problems[0].what)
             streams.reconnect(node)
-        elif update.load is not None:
-            views[node.rank] = HostLoad(node, update.load)
+        elif loads := [frame.load for frame in update if frame.load is not None]:
+            views[node.rank] = HostLoad(node, loads[-1])
 
 
 # ---- display

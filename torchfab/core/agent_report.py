@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
+from operator import itemgetter
 
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import Line
@@ -83,19 +84,24 @@ class AgentReportFilter:
     def __init__(self) -> None:
         self._writers: dict[tuple[str, int | str], _Writer] = {}
 
-    def read(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """Yield the lines to print; a traceback of torchrun is held back until its last line.
+    def read(self, lines: Sequence[Line]) -> Sequence[Line]:
+        """Return the lines to print; a traceback of torchrun is held back until its last line.
 
         Parameters
         ----------
-        lines : iterable of Line
+        lines : sequence of Line
             The next lines, in order for each writer. Lines of ranks pass unchanged.
 
-        Yields
-        ------
-        Line
+        Returns
+        -------
+        sequence of Line
             The lines; one note in place of each report.
         """
+        if set(map(type, map(itemgetter(1), lines))) <= {int}:  # the common case: all lines are of ranks
+            return lines
+        return list(self._read(lines))
+
+    def _read(self, lines: Iterable[Line]) -> Iterator[Line]:
         for line in lines:
             if isinstance(line.label, int):
                 yield line

@@ -165,6 +165,9 @@ def check_not_reserved(name: str, where: str) -> None:
         raise UsageError(f"{where}: the launcher sets {name} for every process", RESERVED[name] or "leave it out")
 
 
+_SECOND_NAME = re.compile(r"=.*?,\s*([A-Z][A-Z0-9_]*)=", re.DOTALL)
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -202,6 +205,28 @@ def parse_env_flags(pairs: Sequence[str], environ: Mapping[str, str] = MappingPr
         check_not_reserved(name, f"--env {name}")
         env[name] = value
     return env
+
+
+def joined_pairs(pairs: Sequence[str]) -> list[str]:
+    """Return notes on values of `--env` that seem to hold a second variable: `A=1,B=2`.
+
+    Parameters
+    ----------
+    pairs : sequence of str
+        The values of `--env`.
+
+    Returns
+    -------
+    list of str
+        One note per variable; values are not shown, as they may be secret.
+    """
+    found = ((pair.partition("=")[0], _SECOND_NAME.search(pair)) for pair in pairs)
+    return [
+        f"--env {name}: its value has a comma and {second[1]}= in it; to set two variables: "
+        f"--env {name}=VALUE --env {second[1]}=VALUE"
+        for name, second in found
+        if second
+    ]
 
 
 def check_setup(text: str, where: str) -> str:

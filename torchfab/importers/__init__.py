@@ -1,16 +1,17 @@
-"""Turns the launch files of other tools into command lines of fab, and says what of them is not carried over.
+"""Convert launch files of other tools to command lines of fab, and list the parts that are not carried over.
 
     draft = importers.read(text, "train.slurm")
     print(render(draft, "train.slurm"))
 
-All of it is pure: a script is read, never run.
+All functions are pure; a script is read, never run.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from torchfab.core.errors import UsageError
+from torchfab.core.errors import InventoryError, UsageError
 from torchfab.core.hostfiles import documents as host_documents
 from torchfab.core.hostfiles.dialect import Source
 from torchfab.core.hostfiles.structured import load
@@ -21,6 +22,8 @@ KINDS = (
     "a batch script of Slurm, LSF or PBS, a shell script, a configuration of accelerate or DeepSpeed, a cluster file "
     "of Ray, or a PyTorchJob, TrainJob, JobSet or Job of Kubernetes"
 )
+_TITLE = re.compile(r"---.*|[A-Za-z_][\w.-]*:(\s.*)?")
+_KNOWN_KEY = re.compile(r"^(apiVersion|kind|compute_environment|num_machines|cluster_name):", re.MULTILINE)
 _DEEPSPEED_KEYS = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -30,55 +33,75 @@ _DEEPSPEED_KEYS = {
 
 
 def read(text: str, name: str) -> Draft:
-    """Turn a launch file into a command line.
+    """Convert a launch file to a command line.
 
     Parameters
     ----------
     text : str
-        Its text.
+        The text of the file.
     name : str
-        Its name, for messages.
+        The name of the file, for messages.
 
     Returns
     -------
     Draft
+        The command line, and the parts of the file that it does not represent.
 
     Raises
     ------
     UsageError
-        The file is of no kind that can be imported, or launches nothing.
+        The file is of a kind that cannot be imported, or starts nothing.
     """
     text = clean(text)
     source = Source(text, name)
     if text.startswith("#!") or not _is_document(text, source):
         return _script(text, name)
-    found = [draft for part in text.split("\n---\n") if (draft := _document(part, text, name)) is not None]
+    try:
+        values = [_load(part, text, name) for part in text.split("\n---\n")]
+    except InventoryError as error:
+        raise UsageError(error.message, "correct the file") from None
+    kinds = [f"the kind {value['kind']} of Kubernetes" for value in values if _is_other_manifest(value)]
+    found = [draft for value in values if (draft := _document(value, name)) is not None]
     if not found:
-        raise UsageError(f"{name}: an unknown kind of JSON or YAML document", f"fab import reads {KINDS}")
+        what = f"{' and '.join(kinds)} cannot be imported" if kinds else "an unknown kind of JSON or YAML document"
+        raise UsageError(f"{name}: {what}", f"fab import reads {KINDS}")
     first, *others = sorted(found, key=lambda draft: not draft.script)
-    for other in others:
-        first.skip(0, other.title, "another document of the file: fab launches one job")
+    for title in (*kinds, *(other.title for other in others)):
+        first.skip(0, title, "another document of the file: fab launches one job")
     return first
 
 
 def _is_document(text: str, source: Source) -> bool:
-    return host_documents.is_document(source) or text.startswith(("apiVersion:", "kind:", "---\n"))
+    if host_documents.is_document(source):
+        return True
+    lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return bool(_TITLE.fullmatch(next(lines, ""))) and bool(_KNOWN_KEY.search(text))
 
 
 def _script(text: str, name: str) -> Draft:
     draft = scripts.read(text)
     if not draft.script:
         raise UsageError(
-            f"{name}: no command in it starts torchrun, accelerate, deepspeed, mpirun or python",
+            f"{name}: no command in it starts a Python script with torchrun, accelerate, deepspeed, mpirun or python"
+            + scripts.other_commands(draft),
             f"fab import reads {KINDS}",
         )
     return draft
 
 
-def _document(part: str, text: str, name: str) -> Draft | None:
-    # Blank lines stand for the documents before this one, so that lines keep their numbers.
+def _load(part: str, text: str, name: str) -> Any:
+    # Replace the documents before this one by blank lines, so that line numbers stay correct.
     lines_before = text.count("\n", 0, text.find(part))
-    value: Any = load(Source("\n" * lines_before + part, name))
+    return load(Source("\n" * lines_before + part, name))
+
+
+def _is_other_manifest(value: Any) -> bool:
+    return manifests.matches(value) and str(value["kind"]) not in manifests.KINDS
+
+
+def _document(value: Any, name: str) -> Draft | None:
+    if _is_other_manifest(value):
+        return None
     if accelerate_config.matches(value):
         return accelerate_config.read(value)
     if ray_cluster.matches(value):

@@ -1,4 +1,4 @@
-"""Turns a configuration of accelerate (`accelerate config`) into a command line."""
+"""Convert a configuration of accelerate (`accelerate config`) to a command line."""
 
 from __future__ import annotations
 
@@ -30,22 +30,32 @@ _NO_MEANING = (
 
 
 def matches(document: Any) -> bool:
-    """Say whether a document is a configuration of accelerate."""
+    """Say whether a document is a configuration of accelerate.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    bool
+    """
     return isinstance(document, dict) and bool({"compute_environment", "num_machines"} & set(document))
 
 
 def read(document: dict[str, Any]) -> Draft:
-    """Turn a configuration into a command line.
+    """Convert a configuration to a command line.
 
     Parameters
     ----------
     document : dict
-        Its content, as `structured.load` returns it; it is used up.
+        The document, as `structured.load` returns it; its values are removed.
 
     Returns
     -------
     Draft
-        Without a script: the configuration has none.
+        Without a script, because the configuration names none.
     """
     draft = Draft("a configuration of accelerate")
     root = Document(document, draft)
@@ -91,6 +101,9 @@ def _texts(value: Any) -> list[str | None]:
 
 def _set_counts(draft: Draft, settings: dict[str, str]) -> None:
     nodes, total = settings.pop("nodes", "1"), settings.pop("num-processes", "")
+    for name, value in (("num_machines", nodes), ("num_processes", total)):
+        if value and not is_whole(value):
+            draft.skip(number_of(value), f"{name}: {value}", "not a number: --nodes and --nproc-per-node set it")
     if is_whole(nodes) and int(nodes):
         draft.set("nodes", nodes)
         if is_whole(total):

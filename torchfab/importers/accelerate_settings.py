@@ -1,4 +1,4 @@
-"""What accelerate's configuration and flags mean to the ranks: variables that `accelerate launch` sets for them."""
+"""Convert accelerate's configuration and flags to the variables that `accelerate launch` sets for the ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchfab.importers.options import Option
 
 Skip = Callable[[object, str], None]
 _MACHINE = "fab sets it: node 0, a free port, the ranks of the nodes"
-# Settings of torchrun, or of machines: not for the ranks.
+# Settings of torchrun or of machines, which the ranks do not need.
 _REASONS: Mapping[str, str] = {
     **dict.fromkeys(("machine-rank", "main-process-ip", "same-network", "rdzv-conf", "rdzv-backend"), _MACHINE),
     **dict.fromkeys(("main-process-port",), "fab takes a free port; --port sets one"),
@@ -17,10 +17,10 @@ _REASONS: Mapping[str, str] = {
     **dict.fromkeys(("deepspeed-exclusion-filter", "deepspeed-inclusion-filter"), "write gpus= into the hosts file"),
     "deepspeed-multinode-launcher": "fab starts the ranks over SSH itself",
     "gpu-ids": "write them into the hosts file: node1 gpus=0,1",
-    "config-file": "fab import FILE says what it sets",
+    "config-file": "convert that file too: fab import FILE",
     "monitor-interval": "an option of torchrun that fab does not pass on",
-    "main-training-function": "for notebooks and TPUs alone",
-    "no-python": "fab runs scripts of python",
+    "main-training-function": "only for notebooks and TPUs",
+    "no-python": "not needed: fab runs any program",
 }
 _IGNORED = frozenset(("compute-environment", "quiet", "q", "m", "module", "multi-gpu"))
 # Variables that differ from the pattern of their group.
@@ -100,11 +100,11 @@ def apply_options(options: Sequence[Option], settings: dict[str, str], env: dict
     options : sequence of Option
         The options.
     settings : dict of str to str
-        Flags of fab, to be completed.
+        Flags of fab; completed in place.
     env : dict of str to str
-        Variables of the ranks, to be completed.
+        Variables of the ranks; completed in place.
     skip : callable
-        Called with what is not carried over, and why.
+        Called with an option and the reason, for each option that is not carried over.
     """
     for option in options:
         if option.value is not None and is_dynamic(option.value) and option.name not in _REASONS:
@@ -115,7 +115,21 @@ def apply_options(options: Sequence[Option], settings: dict[str, str], env: dict
 
 
 def apply(name: str, value: str | None, settings: dict[str, str], env: dict[str, str], skip: Skip) -> None:
-    """Apply one setting; the parameters are those of `apply_options`."""
+    """Apply one setting of accelerate.
+
+    Parameters
+    ----------
+    name : str
+        Its name, with dashes.
+    value : str or None
+        Its value; None for a switch.
+    settings : dict of str to str
+        Flags of fab; completed in place.
+    env : dict of str to str
+        Variables of the ranks; completed in place.
+    skip : callable
+        Called with the setting and the reason if the setting is not carried over.
+    """
     flags = {"num-processes": "num-processes", "num-machines": "nodes", "deepspeed-hostfile": "hostfile"}
     found = variables(name, value)
     if name in flags and value is not None:

@@ -1,10 +1,11 @@
-"""The directives of batch scripts: `#SBATCH --nodes=4`, `#BSUB -gpu num=4`, `#PBS -l select=2:ngpus=4`."""
+"""Parse the directives of batch scripts: `#SBATCH --nodes=4`, `#BSUB -gpu num=4`, `#PBS -l select=2:ngpus=4`."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torchfab.core.flag_values import is_whole
 from torchfab.core.lazy_dataclass import dataclass
@@ -21,12 +22,18 @@ _SBATCH_SHORT = dict(
         strict=True,
     )
 )
+# Options that sbatch takes in a shorter form, with the shortest one; and those that start another part of the job.
+_SHORTEST = {"output": 3, "error": 3, "partition": 4, "account": 4, "constraint": 4, "job-name": 3}
+_PARTS = ("hetjob", "packjob")
 _SWITCHES = ("exclusive", "requeue", "no-requeue", "overcommit", "hold", "contiguous", "spread-job", "wait", "parsable")
 _DIRECTIVE = re.compile(r"#(SBATCH|BSUB|PBS)\s+(.*)")
 _SAME = ("partition", "account", "qos", "time", "constraint", "cpus-per-task", "job-name")
+_OTHER_PART = "another part of the job: fab submits the first one"
+_NO_VALUE = "it has no value: write one, or leave it out"
 _LOGS = "fab keeps the logs of all ranks in the job's own folder: fab logs"
 _REASONS: Mapping[str, str] = {
     **dict.fromkeys(("output", "error", "open-mode", "input"), _LOGS),
+    **dict.fromkeys(_PARTS, _OTHER_PART),
     **dict.fromkeys(("array", "wrap", "parsable", "wait"), "fab submits one job that runs one script"),
     "export": "fab forwards NCCL_* and the like; others with --env NAME=VALUE",
     "get-user-env": "fab forwards NCCL_* and the like; others with --env NAME=VALUE",
@@ -36,16 +43,17 @@ _REASONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Directive:
-    """A directive: its line, its scheduler (`SBATCH`), the option in its long form, and its value."""
+    """A directive: its line, scheduler (`SBATCH`), option in its long form, value, and why it has no effect."""
 
     number: int
     scheduler: str
     option: str
     value: str = ""
+    ignored: str = ""
 
     @property
     def text(self) -> str:
-        """The directive as it stands in the file, in one form."""
+        """The directive as text, with the long form of its option."""
         dashes = "-" if len(self.option) == 1 else "--"
         return f"#{self.scheduler} {dashes}{self.option}" + (f" {self.value}" if self.value else "")
 
@@ -61,13 +69,20 @@ def read(text: str) -> list[Directive]:
     Returns
     -------
     list of Directive
-        In their order; an option that is not understood has its words as they are.
+        In the order of the script; an unknown option is kept unchanged.
     """
     found: list[Directive] = []
+    ignored = ""
     for number, line in enumerate(text.splitlines(), start=1):
         match = _DIRECTIVE.fullmatch(line.rstrip())
-        if match:
+        if match and ignored and match[1] == "SBATCH":
+            found += [replace(each, ignored=ignored) for each in _options(number, match[1], match[2])]
+        elif match:
             found += _options(number, match[1], match[2])
+        elif line.strip() and not line.lstrip().startswith("#"):
+            ignored = ignored or "sbatch reads no directive after the first command"
+        if any(each.option in _PARTS for each in found[-1:]):
+            ignored = _OTHER_PART
     return found
 
 
@@ -87,23 +102,33 @@ def _options(number: int, scheduler: str, text: str) -> list[Directive]:
             name, value, equals = name[1], words[index - 1][2:], "="
         else:
             name = name.lstrip("-")
-        name = _SBATCH_SHORT.get(name, name) if scheduler == "SBATCH" else name
+        name = _sbatch_name(name) if scheduler == "SBATCH" else name
         if not equals and name not in _SWITCHES and index < len(words) and not words[index].startswith("-"):
             value = words[index]
             index += 1
-        found.append(Directive(number, scheduler, name, value))
+        empty = (equals or value) and not value.strip("=") and name not in _SWITCHES
+        found.append(Directive(number, scheduler, name, value, _NO_VALUE if empty else ""))
     return found
 
 
+def _sbatch_name(name: str) -> str:
+    """Return the full name of an option of sbatch."""
+    name = {**_SBATCH_SHORT, "tasks-per-node": "ntasks-per-node"}.get(name, name)
+    for full, length in _SHORTEST.items():
+        if len(name) >= length and full.startswith(name):
+            return full
+    return name
+
+
 def apply(directives: list[Directive], draft: Draft) -> None:
-    """Turn directives into flags of fab; what has no flag is noted.
+    """Convert directives to flags of fab; note those without a flag.
 
     Parameters
     ----------
     directives : list of Directive
         All of one scheduler.
     draft : Draft
-        The draft, to be completed.
+        The draft; completed in place.
     """
     {"SBATCH": _apply_sbatch, "BSUB": _apply_bsub, "PBS": _apply_pbs}[directives[0].scheduler](directives, draft)
 
@@ -113,7 +138,8 @@ def apply(directives: list[Directive], draft: Draft) -> None:
 
 def _apply_sbatch(directives: list[Directive], draft: Draft) -> None:
     draft.title, draft.task = "a batch script of Slurm", "launch-slurm"
-    values = {each.option: each.value for each in directives}
+    taken = [each for each in directives if not each.ignored]
+    values = {each.option: each.value for each in taken}
     nodes = _sbatch_nodes(values)
     if nodes:
         draft.set("nodes", nodes)
@@ -123,30 +149,43 @@ def _apply_sbatch(directives: list[Directive], draft: Draft) -> None:
     if {"ntasks", "ntasks-per-node"} & set(values):
         draft.tasks_per_node = str(_tasks_per_node(values, int(nodes) if is_whole(nodes) else 1))
     for each in directives:
-        _apply_sbatch_option(each, draft)
+        if each.ignored:
+            draft.skip(each.number, each.text, each.ignored)
+        else:
+            _apply_sbatch_option(each, draft)
 
 
 def _apply_sbatch_option(each: Directive, draft: Draft) -> None:
     name, value = each.option, each.value
     if name in ("nodes", "ntasks", "ntasks-per-node", "gres", "gpus", "gpus-per-node", "gpus-per-task"):
-        if name == "gres" and not _gres_gpus(value):
-            draft.skip(each.number, each.text, "fab asks for GPUs with --gpus-per-node, and for no other resources")
+        _note_part(each, draft)
     elif name in _SAME and value:
         draft.set(name, value)
     elif name in ("exclusive", "no-requeue"):
         draft.set(name)
-    elif name == "chdir" and value.startswith("/"):
-        draft.set("workdir", value)
-    elif name == "chdir":
-        draft.skip(each.number, each.text, "the directory in which fab is called is the default; --workdir is absolute")
-    elif name == "signal":
-        _apply_signal(each, draft)
+    elif name in _OTHERS:
+        _OTHERS[name](each, draft)
     elif name in _REASONS:
         draft.skip(each.number, each.text, _REASONS[name])
     elif re.fullmatch(r"[a-z][a-z0-9-]+", name):
         draft.set("sbatch-arg", f"--{name}" + (f"={value}" if value else ""))
     else:
-        draft.skip(each.number, each.text, "an option of sbatch that is not understood")
+        draft.skip(each.number, each.text, "an unknown option of sbatch")
+
+
+def _note_part(each: Directive, draft: Draft) -> None:
+    """Note what of a resource request is not taken over."""
+    if each.option == "gres" and not _gres_gpus(each.value):
+        draft.skip(each.number, each.text, "fab asks for GPUs with --gpus-per-node, and for no other resources")
+    if each.option == "nodes" and "-" in each.value:
+        draft.skip(each.number, each.text, "fab submits with one number of nodes: the smallest one")
+
+
+def _apply_chdir(each: Directive, draft: Draft) -> None:
+    if each.value.startswith("/"):
+        draft.set("workdir", each.value)
+    else:
+        draft.skip(each.number, each.text, "the directory in which fab is called is the default; --workdir is absolute")
 
 
 def _apply_signal(each: Directive, draft: Draft) -> None:
@@ -155,6 +194,9 @@ def _apply_signal(each: Directive, draft: Draft) -> None:
         draft.set("signal-grace", match[2])
     else:
         draft.skip(each.number, each.text, "fab sends SIGUSR1 before the time limit: --signal-grace SECONDS")
+
+
+_OTHERS: Mapping[str, Callable[[Directive, Draft], None]] = {"chdir": _apply_chdir, "signal": _apply_signal}
 
 
 def _sbatch_nodes(values: Mapping[str, str]) -> str:
@@ -168,7 +210,7 @@ def _sbatch_nodes(values: Mapping[str, str]) -> str:
 
 
 def _sbatch_gpus(values: Mapping[str, str], nodes: int) -> str:
-    """Return the GPUs of a node, as N or TYPE:N; empty where none are requested."""
+    """Return the GPUs per node, as N or TYPE:N; empty if none are requested."""
     if values.get("gpus-per-node"):
         return values["gpus-per-node"]
     if gres := _gres_gpus(values.get("gres", "")):
@@ -228,7 +270,7 @@ def _apply_pbs(directives: list[Directive], draft: Draft) -> None:
             draft.skip(each.number, each.text, _REASONS["output"] if each.option in "oejk" else _STAYS)
 
 
-_STAYS = "what the scheduler is asked for stays with its own command; run fab inside of the job"
+_STAYS = "a request to the scheduler: keep it in the batch script, and run fab inside the job"
 
 
 def _inside_the_job(draft: Draft, hostfile: str, file_format: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line that an import makes, and what of the file it did not carry over."""
+"""Define the result of an import: a command line, and the parts of the file that it does not represent."""
 
 from __future__ import annotations
 
@@ -8,42 +8,96 @@ from dataclasses import field
 
 from torchfab.core.lazy_dataclass import dataclass
 
-# Stand around what only a shell could know, within a word; no text of a file contains them (see `clean`).
+# Delimiters of a dynamic part within a word; `clean` removes them from the text of a file.
 OPEN, CLOSE = "\ue000", "\ue001"
 _DYNAMIC = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}")
 _NAME = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_ARGUMENT = re.compile(r"\$(\{?[0-9#]\}?)")
+_ARRAY = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\[.{1,20}\]\}")
 PLACEHOLDER = "SCRIPT.py"
-_FIRST = ("name", "nodes", "gpus-per-node", "nproc-per-node")  # what a reader looks for
+_FIRST = ("name", "nodes", "gpus-per-node", "nproc-per-node")  # the flags that are printed first
 
 
 def clean(text: str) -> str:
-    """Return a text without the characters that stand around dynamic parts, and without a byte order mark."""
+    """Return a text without a byte order mark and without the characters that mark dynamic parts.
+
+    Parameters
+    ----------
+    text : str
+        The text of a file.
+
+    Returns
+    -------
+    str
+        With `\\n` at the ends of lines.
+    """
     return text.removeprefix("\ufeff").replace(OPEN, "").replace(CLOSE, "").replace("\r\n", "\n")
 
 
 def dynamic(source: str) -> str:
-    """Return the part of a word that only a shell could compute, from its source text."""
+    """Mark a part of a word as dynamic: only a shell could compute it.
+
+    Parameters
+    ----------
+    source : str
+        The part, as it is in the file: `$(date)`.
+
+    Returns
+    -------
+    str
+    """
     return f"{OPEN}{source}{CLOSE}"
 
 
 def is_dynamic(word: str) -> bool:
-    """Say whether a word has a part that only a shell could compute."""
+    """Return whether a word has a part that only a shell could compute.
+
+    Parameters
+    ----------
+    word : str
+        The word.
+
+    Returns
+    -------
+    bool
+    """
     return OPEN in word
 
 
 def source_of(word: str) -> str:
-    """Return a word as the file has it."""
+    """Return a word as it is in the file.
+
+    Parameters
+    ----------
+    word : str
+        The word, in which dynamic parts may be marked.
+
+    Returns
+    -------
+    str
+    """
     return _DYNAMIC.sub(lambda match: match[1], word)
 
 
 def dynamic_parts(word: str) -> list[str]:
-    """Return the source texts of the dynamic parts of a word."""
+    """Return the source texts of the dynamic parts of a word.
+
+    Parameters
+    ----------
+    word : str
+        The word.
+
+    Returns
+    -------
+    list of str
+        In the order of the word.
+    """
     return _DYNAMIC.findall(word)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that was not carried over: its line (0: the whole file), its text, and why or what to do instead."""
+    """A part of the file that was not carried over: its line (0: the whole file), its text, and the reason."""
 
     number: int
     text: str
@@ -52,12 +106,12 @@ class Skipped:
 
 @dataclass
 class Draft:
-    """A command line in the making.
+    """A command line that an importer builds.
 
     Attributes
     ----------
     title : str
-        What the file is, with its article.
+        Description of the file, with an article.
     task : str
         The task of fab: `launch-per-node`.
     core : list of str
@@ -67,11 +121,11 @@ class Draft:
     env : dict of str to str
         Variables of the processes.
     script : tuple of str
-        What stands after `--`; empty: not known.
+        The arguments after `--`; empty if unknown.
     skipped : list of Skipped
-        What was not carried over.
+        The parts that were not carried over.
     tasks_per_node : str
-        How many processes the scheduler starts on a node; empty where the file does not say it.
+        Number of processes that the scheduler starts on a node; empty if the file does not set it.
     """
 
     title: str
@@ -84,17 +138,46 @@ class Draft:
     tasks_per_node: str = ""
 
     def set(self, flag: str, value: str = "") -> None:
-        """Set a flag; a flag that may be given again keeps its earlier values."""
+        """Set a flag; a repeatable flag keeps its earlier values.
+
+        Parameters
+        ----------
+        flag : str
+            Its name, without dashes.
+        value : str, default ""
+            Its value; empty for a switch.
+        """
         values = self.flags.setdefault(flag, [])
         if value not in values:
             values.append(value)
 
     def value(self, flag: str) -> str:
-        """Return the value of a flag; empty where it is not set."""
+        """Return the first value of a flag.
+
+        Parameters
+        ----------
+        flag : str
+            Its name, without dashes.
+
+        Returns
+        -------
+        str
+            Empty if the flag is not set.
+        """
         return self.flags.get(flag, [""])[0]
 
     def skip(self, number: int, text: str, reason: str) -> None:
-        """Note something that is not carried over."""
+        """Note something that is not carried over.
+
+        Parameters
+        ----------
+        number : int
+            Its line, from 1; 0 for the whole file.
+        text : str
+            Its text in the file.
+        reason : str
+            Why it is not carried over, or what to do instead.
+        """
         entry = Skipped(number, " ".join(source_of(text).split()), reason)
         if entry not in self.skipped:
             self.skipped.append(entry)
@@ -113,18 +196,19 @@ def render(draft: Draft, name: str) -> str:
     Parameters
     ----------
     draft : Draft
-        The command line, and what it did not carry over.
+        The command line, and the notes.
     name : str
-        Name of the file that was imported.
+        Name of the imported file.
 
     Returns
     -------
     str
+        Shell source.
     """
     comments = [f"# from {name}: {draft.title}"]
     if not draft.script:
-        comments.append(f"# the file names no script: put yours in the place of {PLACEHOLDER}")
-    comments += [f"# to fill in: {_one_line(text)}: {_advice(text)}" for text in _open_parts(draft)]
+        comments.append(f"# the file names no script: replace {PLACEHOLDER} by yours")
+    comments += [f"# to fill in: {_shortened(text)}: {_advice(text)}" for text in _open_parts(draft)]
     if draft.skipped:
         comments.append("# not carried over:")
     for entry in sorted(draft.skipped, key=lambda each: each.number):
@@ -139,8 +223,12 @@ def _open_parts(draft: Draft) -> list[str]:
 
 def _advice(part: str) -> str:
     if _NAME.fullmatch(part):
-        return "the file does not say its value; set it before you run this"
-    return "shell, which is not evaluated; write its result"
+        return "the file does not set it; set it before you run this"
+    if _ARGUMENT.fullmatch(part):
+        return "an argument of the script; write its value"
+    if _ARRAY.fullmatch(part):
+        return "the file does not set it; write its values"
+    return "a shell expression, which is not evaluated; replace it by its result"
 
 
 def _one_line(text: str) -> str:
@@ -163,7 +251,17 @@ def _command_lines(draft: Draft) -> list[str]:
 
 
 def quote(word: str) -> str:
-    """Return a word as shell: a variable that is not known stays one, other dynamic parts become `<text>`."""
+    """Return a word as shell source: unknown variables are kept, other dynamic parts become `<text>`.
+
+    Parameters
+    ----------
+    word : str
+        The word, in which dynamic parts may be marked.
+
+    Returns
+    -------
+    str
+    """
     pieces: list[str] = []
     position = 0
     for match in _DYNAMIC.finditer(word):
@@ -178,9 +276,17 @@ def quote(word: str) -> str:
 def _quoted(text: str) -> str:
     if not text:
         return ""
+    if not text.replace("\n", "").replace("\t", "").isprintable():
+        return "$'" + "".join(map(_escaped, text)) + "'"
     flag = re.match(r"(--[a-z-]+=(?:[A-Za-z_][A-Za-z0-9_]*=)?)(.*)", text, re.DOTALL)
     if flag:  # --env=NAME='two words' reads better than '--env=NAME=two words'
         return flag[1] + (shlex.quote(flag[2]) if flag[2] else "")
     if text.startswith("~/"):
         return "~/" + shlex.quote(text[2:])
     return shlex.quote(text)
+
+
+def _escaped(sign: str) -> str:
+    if sign in "\\'":
+        return f"\\{sign}"
+    return sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode())

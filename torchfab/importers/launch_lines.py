@@ -1,4 +1,4 @@
-"""Reads the command that launches: torchrun, accelerate, deepspeed, mpirun or python, below srun and the like."""
+"""Parse a launch command: torchrun, accelerate, deepspeed, mpirun or python, also behind srun or another wrapper."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.options import ACCELERATE, BLAUNCH, DEEPSPEED, MPIRUN, PYTHON, SRUN, TORCHRUN, Option
 
 _PYTHON = re.compile(r"python([23](\.\d+)?)?")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _POSITIONAL = re.compile(r"\$[@*]|\$\{[@*]\}|\$\{@:.*\}")
 _TORCHRUN_MODULES = ("torch.distributed.run", "torch.distributed.launch")
 _ACCELERATE_MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli")
-# Programs that only run the command behind them, and whose options may stand before it.
+# Programs that run the command in their arguments, after their own options.
 _WRAPPERS = ("env", "exec", "nohup", "time", "timeout", "nice", "numactl", "command", "stdbuf", "ionice", "setsid")
+# Programs that run a command in an environment or a container, with options of their own before it.
+_NOT_RUN = "the program in front of the command is not run"
+_CONTAINER = "ranks run on the nodes themselves, not in a container"
+_ENVIRONMENT = "give the environment's interpreter with --python; fab env push creates a project's environment"
+_RUNNERS: Mapping[str, str] = {
+    **dict.fromkeys(("docker", "podman", "apptainer", "singularity", "shifter", "enroot", "udocker"), _CONTAINER),
+    **dict.fromkeys(("conda", "mamba", "micromamba", "uv", "poetry", "pipenv", "pixi", "rye", "hatch"), _ENVIRONMENT),
+    **dict.fromkeys(("pdsh", "clush", "parallel-ssh", "pssh"), "fab connects to the nodes itself"),
+    **dict.fromkeys(("taskset", "chrt", "sudo", "nsys", "strace", "perf"), _NOT_RUN),
+}
 _SETS_ITSELF = "fab sets it: node 0, a free port, the ranks of the nodes"
 _LOGS = "fab keeps the logs of all ranks: fab logs"
 _TORCHRUN_REASONS: Mapping[str, str] = {
@@ -32,7 +43,7 @@ _TORCHRUN_REASONS: Mapping[str, str] = {
 
 @dataclass
 class Launch:
-    """The command that launches, as far as it is understood.
+    """A launch command, as far as it could be converted.
 
     Attributes
     ----------
@@ -45,9 +56,9 @@ class Launch:
     env : dict of str to str
         Variables that it sets.
     skipped : list of pairs of str
-        What of it is not carried over, and why.
+        The parts that are not carried over, each with the reason.
     unknown : dict of str to str
-        Flags of fab whose values are not known, with the options that set them.
+        Flags of fab with unknown values, and the options that set them.
     """
 
     kind: str
@@ -58,21 +69,45 @@ class Launch:
     unknown: dict[str, str] = field(default_factory=dict)
 
     def skip(self, option: object, reason: str) -> None:
-        """Note something that is not carried over."""
+        """Note an option that is not carried over.
+
+        Parameters
+        ----------
+        option : object
+            The option; its text is shown.
+        reason : str
+            Why it is not carried over, or what to do instead.
+        """
         self.skipped.append((str(option), reason))
 
     def keep(self, name: str, option: Option) -> None:
-        """Set a flag of fab from an option, if its value is known."""
+        """Set a flag of fab to the value of an option, if the value is known.
+
+        Parameters
+        ----------
+        name : str
+            Name of the flag, without dashes.
+        option : Option
+            The option.
+        """
         if option.value is not None and is_dynamic(option.value):
             self.unknown[name] = str(option)
         elif option.value is not None:
             self.settings[name] = option.value
 
     def apply(self, draft: Draft, number: int) -> None:
-        """Add what was understood to a draft."""
+        """Add the command to a draft.
+
+        Parameters
+        ----------
+        draft : Draft
+            The draft; completed in place.
+        number : int
+            Line of the command, from 1; 0 if unknown.
+        """
         draft.script = tuple(word for word in self.script if not _POSITIONAL.fullmatch(source_of(word)))
         if draft.script != self.script:
-            draft.skip(number, '"$@"', "the script's own arguments: write yours behind the command")
+            draft.skip(number, '"$@"', "the arguments of the imported script: write yours after the command")
         for name, value in self.env.items():
             variables.carry(draft, number, name, value)
         for text, reason in self.skipped:
@@ -80,7 +115,7 @@ class Launch:
 
 
 def parse(words: Sequence[str]) -> Launch | None:
-    """Read the command that launches, if some words are one.
+    """Parse a command that launches training.
 
     Parameters
     ----------
@@ -90,7 +125,7 @@ def parse(words: Sequence[str]) -> Launch | None:
     Returns
     -------
     Launch or None
-        None: it launches nothing.
+        None if the command launches nothing.
     """
     return _parse(tuple(words), Launch("python"), 0)
 
@@ -99,7 +134,7 @@ def _parse(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
     if not words or depth > 10:
         return None
     program = posixpath.basename(words[0])
-    if re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0]):
+    if _SETTING.match(words[0]):
         name, _, value = words[0].partition("=")
         launch.env[name] = value
         return _parse(words[1:], launch, depth)
@@ -109,19 +144,41 @@ def _parse(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
         return _LAUNCHERS[program](words[1:], launch)
     if _PYTHON.fullmatch(program):
         return _python(words, launch)
-    return _wrapped(words, launch, depth) if program in _WRAPPERS else None
+    return _wrapped(words, launch, depth) if program in _WRAPPERS or program in _RUNNERS else None
 
 
 def _wrapped(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
-    """Read the command behind a program such as `numactl --interleave=all` or `timeout 3600`."""
-    rest = words[1:]
-    dropped = [words[0]]
-    while rest and (rest[0].startswith("-") or rest[0][:1].isdigit()):
-        dropped.append(rest[0])
-        rest = rest[1:]
-    if words[0] not in ("exec", "env", "command", "time") or len(dropped) > 1:
-        launch.skip(" ".join(dropped), "what stands before the command is not run")
-    return _parse(rest, launch, depth + 1)
+    """Parse the command in the arguments of a program such as `timeout -s INT 3600` or `uv run`."""
+    program = posixpath.basename(words[0])
+    position = _command_behind(words)
+    if not position:
+        return None
+    dropped = [word for word in words[1:position] if not _SETTING.match(word)]
+    if program in ("env", "docker", "podman"):
+        settings = (word.partition("=") for word in words[1:position] if _SETTING.match(word))
+        launch.env.update({name: value for name, _, value in settings})
+    if program not in ("exec", "env", "command", "time") or dropped:
+        launch.skip(" ".join([words[0], *dropped]), _RUNNERS.get(program, _NOT_RUN))
+    rest = words[position:]
+    return _parse(("python", *rest) if rest[0].endswith(".py") else rest, launch, depth + 1)
+
+
+def _command_behind(words: tuple[str, ...]) -> int:
+    """Return where the command begins that a program runs; 0 for none.
+
+    A word behind an option may be its value (`conda run -n deepspeed python x.py`), so that others go before it.
+    """
+    names = [posixpath.basename(word) for word in words]
+    known = [index for index in range(1, len(words)) if _is_command(names[index])]
+    scripts = [index for index in range(1, len(words)) if names[0] in _RUNNERS and names[index].endswith(".py")]
+    free = [index for index in known if not words[index - 1].startswith("-")]
+    after_long = [index for index in known if words[index - 1].startswith("--")]
+    return next(iter(free or after_long or known or scripts), 0)
+
+
+def _is_command(program: str) -> bool:
+    known = program in _STARTERS or program in _LAUNCHERS or (program in _WRAPPERS and program != "exec")
+    return known or bool(_PYTHON.fullmatch(program))
 
 
 # ---- srun, mpirun
@@ -214,7 +271,7 @@ def _torchrun(words: tuple[str, ...], launch: Launch) -> Launch:
         elif option.name == "max-restarts" and option.value != "0":
             launch.keep("max-restarts", option)
         elif option.name == "rdzv-backend" and option.value not in ("c10d", None):
-            launch.skip(option, "fab's rendezvous is c10d: launch-per-node --rdzv-backend static is the other one")
+            launch.skip(option, "fab uses the c10d rendezvous; launch-per-node also has --rdzv-backend static")
         elif option.name not in ("rdzv-backend", "max-restarts"):
             launch.skip(option, _TORCHRUN_REASONS.get(option.name, "an option of torchrun that fab does not pass on"))
     launch.script = ("-m", *rest) if is_module and rest else rest
@@ -246,7 +303,7 @@ def _deepspeed(words: tuple[str, ...], launch: Launch) -> Launch:
         elif option.name in ("bind-cores-to-rank", "bind-core-list", "log-level"):
             launch.settings["deepspeed-args"] = f"{launch.settings.get('deepspeed-args', '')} {option}".strip()
         elif option.name not in ("module", "no-local-rank"):
-            launch.skip(option, "an option of deepspeed that fab sets itself, or has no use for")
+            launch.skip(option, "an option of deepspeed that fab sets itself or does not use")
     if "no-local-rank" not in own:
         launch.settings["local-rank"] = ""
     launch.script = ("-m", *rest) if "module" in own and rest else rest

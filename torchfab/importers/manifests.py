@@ -1,4 +1,4 @@
-"""Turns manifests of Kubernetes (PyTorchJob, TrainJob, JobSet, Job) into a command line of launch-kubernetes."""
+"""Convert a manifest of Kubernetes (PyTorchJob, TrainJob, JobSet, Job) to a command line of launch-kubernetes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,43 @@ from torchfab.importers.draft import Draft, dynamic
 
 KINDS = {"PyTorchJob": "a PyTorchJob", "TrainJob": "a TrainJob", "JobSet": "a JobSet", "Job": "a Job of Kubernetes"}
 _GPU_RESOURCES = re.compile(r".*/(gpu|xpu|npu|gaudi|neuron)")
-_SUPPORT = "torchfab's own manifest says it"
+_SUPPORT = "torchfab's own manifest sets it"
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def matches(document: Any) -> bool:
-    """Say whether a document is a manifest of Kubernetes."""
+    """Return whether a document is a manifest of Kubernetes.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    bool
+    """
     return isinstance(document, dict) and "kind" in document and "apiVersion" in document
 
 
 def read(document: dict[str, Any]) -> Draft:
-    """Turn a manifest into a command line.
+    """Convert a manifest to a command line.
 
     Parameters
     ----------
     document : dict
-        Its content, as `structured.load` returns it; it is used up.
+        The document, as `structured.load` returns it; its values are removed.
 
     Returns
     -------
     Draft
-        Without a script if the kind is not known, or the pods run no script.
+        Without a script if the pods run none.
     """
     draft = Draft("a manifest of Kubernetes", task="launch-kubernetes")
     root = Document(document, draft)
     kind = root.text("kind")
     root.take("apiVersion")
-    draft.title = KINDS.get(kind, f"a {kind} of Kubernetes, of which fab knows nothing")
+    draft.title = KINDS.get(kind, f"the kind {kind} of Kubernetes")
     _metadata(root, draft)
     readers = {"PyTorchJob": _pytorch_job, "TrainJob": _train_job, "JobSet": _job_set, "Job": _job}
     if kind in readers:
@@ -78,13 +88,13 @@ def _pytorch_job(spec: Document, draft: Draft) -> None:
     if is_whole(ranks):
         draft.set("nproc-per-node", ranks)
     for part in (master, worker):
-        part.drop("a failed pod fails the job; --max-restarts makes the pods again", "restartPolicy")
+        part.drop("a failed pod fails the job; with --max-restarts the pods are created again", "restartPolicy")
     first = master if master.value.get("template") else worker
     _pod(first.part("template"), draft)
     if first is master and worker.value:  # nearly always, the workers' template repeats that of the master
         template = worker.part("template")
         number = number_of(next(iter(template.value), ""))
-        draft.skip(number, f"{template.path}.*", "all pods of a job are alike: the template of Master counts")
+        draft.skip(number, f"{template.path}.*", "all pods of a job are equal: the template of Master is used")
     for part in (master, worker, replicas, spec):
         part.rest()
 
@@ -120,7 +130,7 @@ def _job_set(spec: Document, draft: Draft) -> None:
         draft.set("max-restarts", limit)
     for index, job in enumerate(jobs):
         if index:
-            job.rest("a second kind of pods: fab makes pods of one kind")
+            job.rest("a second replicated job: all pods of a job are equal")
             continue
         job.take("name")
         copies = _count(job.text("replicas"), 1)
@@ -152,7 +162,7 @@ def _count(text: str, default: int) -> int:
 
 def _pod(template: Document, draft: Draft) -> None:
     labels = template.part("metadata")
-    labels.rest("torchfab's own labels mark the pods")
+    labels.rest("torchfab sets its own labels")
     spec = template.part("spec")
     containers = spec.items("containers")
     for index, container in enumerate(containers):
@@ -161,7 +171,7 @@ def _pod(template: Document, draft: Draft) -> None:
         else:
             _container(container, draft, _volumes(spec, draft))
     _placement(spec, draft)
-    spec.drop("a failed pod fails the job; --max-restarts makes the pods again", "restartPolicy")
+    spec.drop("a failed pod fails the job; with --max-restarts the pods are created again", "restartPolicy")
     spec.drop(_SUPPORT, "subdomain")
     spec.rest()
     template.rest()
@@ -250,12 +260,14 @@ def _environment(container: Document, draft: Draft) -> None:
         if has_value or name in ("RANK", "NODE_RANK"):
             variables.carry(draft, number_of(name), name, _references(value))
         else:
-            draft.skip(number_of(name), f"env {name}", "its value is of the cluster: --env NAME=VALUE")
+            draft.skip(
+                number_of(name), f"env {name}", "its value comes from the cluster: give it with --env NAME=VALUE"
+            )
         variable.value.clear()
 
 
 def _references(text: str) -> str:
-    """Return a text with the references of Kubernetes, `$(NAME)`, marked as not known."""
+    """Return a text in which the references of Kubernetes, `$(NAME)`, are marked as dynamic."""
     return re.sub(r"\$\(([A-Za-z_]\w*)\)", lambda match: dynamic(f"${match[1]}"), text)
 
 
@@ -271,7 +283,7 @@ def _command(container: Document, draft: Draft) -> None:
     if shell is not None:
         _apply_script(scripts.read(shell), draft, number_of(words[2]) + ("\n" in words[2]))  # a block begins below
     elif words:
-        draft.skip(number, " ".join(words), "a command that fab does not know: it runs scripts of python")
+        draft.skip(number, " ".join(words), "fab import cannot convert this command")
 
 
 def _shell_text(words: Sequence[str]) -> str | None:
@@ -281,7 +293,7 @@ def _shell_text(words: Sequence[str]) -> str | None:
 
 
 def _apply_script(inner: Draft, draft: Draft, number: int) -> None:
-    """Add what the shell script of a container says."""
+    """Add the command of a container's shell script to the draft of the manifest."""
     draft.script = inner.script
     draft.env.update({name: value for name, value in inner.env.items() if name not in draft.env})
     for flag, values in inner.flags.items():

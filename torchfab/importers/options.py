@@ -1,4 +1,4 @@
-"""Parses the options of other launchers' command lines by a table of those that take a value."""
+"""Parse the options of other launchers' command lines with a table of the options that take a value."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Grammar:
     Parameters
     ----------
     valued : collection of str
-        Those whose value is the next word, unless it stands behind `=`. One of a single letter may have it attached.
+        Options whose value is the next word or follows `=`; after a single letter it may follow directly.
     switches : collection of str
-        Those without a value; any other option is taken for one with a value if a word without dashes follows.
+        Options without a value. Any other option has a value if a word without dashes follows.
     all_long : bool
         Whether options of several letters have a single dash, as those of mpirun.
     last : collection of str
-        Options behind which no other option follows: `-m` of python.
+        Options that end the option list, such as `-m` of python.
     """
 
     valued: Collection[str]

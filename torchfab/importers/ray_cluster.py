@@ -1,4 +1,4 @@
-"""Turns a cluster file of Ray whose machines exist (`provider: {type: local}`) into a command line."""
+"""Convert a cluster file of Ray with existing machines (`provider: {type: local}`) to a command line."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ from torchfab.importers.document_values import Document
 from torchfab.importers.draft import Draft
 
 _RAY = "fab starts ranks of torch.distributed, not Ray"
-_BEFORE = "what must happen on the nodes happens before the launch"
+_BEFORE = "fab runs no commands of this file: use --setup or --before, or run them before the launch"
 
 
 def matches(document: Any) -> bool:
-    """Say whether a document is a cluster file of Ray."""
+    """Return whether a document is a cluster file of Ray.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    bool
+    """
     return isinstance(document, dict) and "cluster_name" in document and "provider" in document
 
 
 def read(document: dict[str, Any]) -> Draft:
-    """Turn a cluster file into a command line.
+    """Convert a cluster file to a command line.
 
     Parameters
     ----------
     document : dict
-        Its content, as `structured.load` returns it; it is used up.
+        The document, as `structured.load` returns it; its values are removed.
 
     Returns
     -------
     Draft
-        Without a script: the file has none. Without hosts, if a cloud makes the machines.
+        Without a script, because the file names none; without hosts if a cloud creates the machines.
     """
     draft = Draft("a cluster file of Ray")
     root = Document(document, draft)
@@ -44,7 +54,7 @@ def read(document: dict[str, Any]) -> Draft:
     for name in ("head_start_ray_commands", "worker_start_ray_commands", "available_node_types", "head_node_type"):
         root.drop(_RAY, name)
     for name in ("min_workers", "max_workers", "upscaling_speed", "idle_timeout_minutes"):
-        root.drop("the hosts are those that the file names", name)
+        root.drop("the job uses the hosts that the file names", name)
     root.drop("ranks run on the nodes themselves, not in a container", "docker")
     root.rest()
     return draft
@@ -57,6 +67,8 @@ def _hosts(root: Document) -> list[str]:
     hosts = [each for each in (head, *workers) if each]
     if not hosts:
         root.draft.skip(
-            0, f"provider.type: {kind or 'none'}", "a cloud makes the machines: name hosts with -H, or in hosts"
+            0,
+            f"provider.type: {kind or 'none'}",
+            "a cloud creates the machines: give hosts with -H, or in the hosts file",
         )
     return [f"{user}@{host}" if user else host for host in hosts]

@@ -1,4 +1,4 @@
-"""Turns a shell or batch script that launches training into a command line. The script is read, never run."""
+"""Convert a shell or batch script that launches training to a command line. The script is read, never run."""
 
 from __future__ import annotations
 
@@ -17,29 +17,42 @@ from torchfab.importers.shell_words import Expander
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=(.*)", re.DOTALL)
 _EXPORTS = ("export", "declare", "typeset", "readonly", "local")
+_IN_LOGIN_SHELL = "--setup 'THIS LINE' runs it on every node"
+_PRINTS = ("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd", "clear", "which")
 _REASONS = {
-    **dict.fromkeys(("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd"), "it prints only"),
+    **dict.fromkeys(_PRINTS, "it only prints"),
     **dict.fromkeys(
-        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"), "it is about this shell"
+        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"),
+        "it affects only the script's own shell",
     ),
     **dict.fromkeys(
-        ("module", "ml"), "the nodes' login shell must do it, or --python must name an interpreter that works without"
+        ("case", "esac", "for", "select", "[", "[[", "test", "break", "continue", "return", "function"),
+        "conditions, loops and functions are not evaluated",
     ),
-    "conda": "give the environment's interpreter: --python /path/to/env/bin/python",
-    "mamba": "give the environment's interpreter: --python /path/to/env/bin/python",
-    "source": "it is not run; what it exports goes into --env NAME=VALUE",
-    ".": "it is not run; what it exports goes into --env NAME=VALUE",
+    **dict.fromkeys(
+        ("module", "ml", "spack"), f"{_IN_LOGIN_SHELL}, or --python gives an interpreter that does not need it"
+    ),
+    **dict.fromkeys(
+        ("conda", "mamba", "micromamba"),
+        f"{_IN_LOGIN_SHELL}, or give the environment's interpreter: --python /path/to/env/bin/python",
+    ),
+    **dict.fromkeys(("source", "."), f"{_IN_LOGIN_SHELL} and takes over what it exports; or --env NAME=VALUE"),
     "tee": "fab keeps the logs of all ranks: fab logs",
     "pip": "install it on the nodes before the launch",
-    "cd": "a directory that is not known; --workdir is absolute",
+    "cd": "the directory is not known: give its absolute path with --workdir",
     "ssh": "fab connects to the nodes itself",
     "pdsh": "fab connects to the nodes itself",
     "blaunch": "fab connects to the nodes itself",
-    "tail": "it prints only",
+    "tail": "it only prints",
 }
-_OTHER = "shell, which is not run: what must happen on the nodes happens before the launch"
-_SHELLS = ("bash", "sh", "eval", "ssh")
+_OTHER = "a shell command, which is not run: use --setup or --before, or run it before the launch"
+_ANOTHER = "a second launch command: only the first one is converted"
+_SCRIPT_READERS = frozenset(("bash", "sh", "ssh", "sbatch"))
+_CONTINUED = re.compile(r"\\[ \t]+(?=\n)")
+_FAN_OUT = ("pdsh", "clush", "pssh")
+_SHELLS = ("bash", "sh", "eval", "ssh", *_FAN_OUT)
 _MAX_DEPTH = 5
+_SHOWN = 60  # characters of a command in a message
 
 
 @dataclass
@@ -58,7 +71,9 @@ class _Reader:
     expander: Expander
     assigned: dict[str, _Assigned] = field(default_factory=dict)
     launch: Launch | None = None
+    launched_at: Statement | None = None
     launched_with: set[str] = field(default_factory=set)
+    later: list[tuple[Statement, str, str]] = field(default_factory=list)
 
     def read(self, text: str, first_line: int, depth: int) -> None:
         for each in statements(text):
@@ -84,10 +99,15 @@ class _Reader:
             return
         before = set(self.expander.used)
         self.expander.used.clear()
-        value = self.expander.value(match[2])
+        extends = match[0][len(match[1])] == "+"
+        value = "" if match[2].startswith("(") else self.expander.value(match[2])
+        if match[2].startswith("("):
+            self.expander.set_array(match[1], match[2], extends)
+        elif not extends:
+            self.expander.arrays.pop(match[1], None)
         entry = _Assigned(each.number, match[0], set(self.expander.used), exported)
         self.expander.used |= before
-        if "+=" in match[0][: len(match[1]) + 2]:
+        if extends or match[2].startswith("("):
             value = self.expander.variables.get(match[1], "") + value
         earlier = self.assigned.get(match[1])
         if earlier:
@@ -115,25 +135,50 @@ class _Reader:
         used = set(self.expander.used)
         if not words:
             return
+        if each.here and depth < _MAX_DEPTH and _SCRIPT_READERS & {posixpath.basename(word) for word in words}:
+            self._here(each, words, depth)
+            return
         inner = _inner_script(words)
         if inner is not None and depth < _MAX_DEPTH:
             self._inner(each, words, inner, used, depth)
             return
         launch = launch_lines.parse(words)
-        if launch is not None and self.launch is None:
-            self.launch, self.launched_with = launch, self.launched_with | used
-            launch.apply(self.draft, each.number)
+        if launch is not None and (self.launch is None or (self.launch.kind == "python" != launch.kind)):
+            self._launch(each, launch, used)
         elif launch is not None:
-            self._skip(each, "another command that launches: a command line has one")
-        elif not self._setup(words):
+            self._skip(each, _ANOTHER)
+        elif not self._setup(each, words):
             self._skip(each, _reason(words, each.writes))
+
+    def _launch(self, each: Statement, launch: Launch, used: set[str]) -> None:
+        """Take a command that launches; a plain `python` before it, which prepares something, counts no longer."""
+        if self.launched_at is not None:
+            self._skip(self.launched_at, _ANOTHER)
+            self.launched_with = set()
+        self.launch, self.launched_at, self.launched_with = launch, each, self.launched_with | used
+        for _, flag, value in self.later:
+            self.draft.flags[flag] = [value]
+        self.later = []
+
+    def _here(self, each: Statement, words: list[str], depth: int) -> None:
+        """Read the here-document of `bash`, `ssh HOST bash` or `sbatch` as a script."""
+        for body in each.here:
+            if "sbatch" in words and self.draft.task != "launch-slurm":
+                found = [
+                    replace(one, number=one.number + each.number, value=self.expander.value(one.value))
+                    for one in directives.read(body)
+                ]
+                if found:
+                    directives.apply(found, self.draft)
+                    self.expander.variables.update(_slurm_variables(self.draft))
+            self.read(body, each.number + 1, depth + 1)
 
     def _skip(self, each: Statement, reason: str) -> None:
         """Note a command as it stands in the file: expanded, it could show a secret."""
         self.draft.skip(each.number, " ".join(each.words), reason)
 
     def _inner(self, each: Statement, words: list[str], inner: str, used: set[str], depth: int) -> None:
-        """Read the script of `bash -c SCRIPT`, with what stands before it."""
+        """Read the script of `bash -c SCRIPT`, and the command in front of it."""
         position = next(index for index, word in enumerate(words) if posixpath.basename(word) in _SHELLS)
         outer = launch_lines.parse([*words[:position], "python", "_.py"]) if position else None
         before = self.launch
@@ -141,6 +186,10 @@ class _Reader:
         if self.launch is None or self.launch is before:
             return
         self.launched_with |= used
+        if posixpath.basename(words[0]) in ("ssh", *_FAN_OUT):
+            self.draft.skip(
+                each.number, " ".join(words[:-1]), "fab connects to the nodes itself: -H, or the hosts file"
+            )
         for text, reason in outer.skipped if outer else ():
             self.draft.skip(each.number, text, reason)
         if outer:
@@ -148,24 +197,34 @@ class _Reader:
                 variables.carry(self.draft, each.number, name, value)
             self.launch.settings = {**outer.settings, **self.launch.settings}
 
-    def _setup(self, words: list[str]) -> bool:
-        """Take over a command that sets up the environment; say whether it was one."""
+    def _setup(self, each: Statement, words: list[str]) -> bool:
+        """Convert a command that sets up the environment; return whether it was one."""
         name, value = words[0], words[1] if len(words) > 1 else ""
         if is_dynamic(value):
             return False
-        if name in ("cd", "pushd") and value.startswith("/") and self.launch is None:
-            self.draft.flags["workdir"] = [value]
-            return True
         folder = re.fullmatch(r"(/.*/bin)/activate", value)
-        if name in ("source", ".") and folder and self.launch is None:
-            self.draft.flags["python"] = [f"{folder[1]}/python"]
-            return True
-        return False
+        if name in ("cd", "pushd") and value.startswith("/"):
+            found = ("workdir", value)
+        elif name in ("source", ".") and folder:
+            found = ("python", f"{folder[1]}/python")
+        else:
+            return False
+        if self.launch is None:
+            self.draft.flags[found[0]] = [found[1]]
+        elif self.launch.kind == "python":
+            self.later.append((each, *found))  # it counts if a command follows that launches
+        else:
+            return False
+        return True
 
     # ---- the end
 
     def finish(self) -> None:
-        """Turn exported variables into --env, and note the ones that nothing uses."""
+        """Take over the command; turn exported variables into --env, and note the ones that nothing uses."""
+        for each, _, _ in self.later:
+            self._skip(each, "it follows the command that launches")
+        if self.launch is not None and self.launched_at is not None:
+            self.launch.apply(self.draft, self.launched_at.number)
         needed = self._closure()
         for name, entry in self.assigned.items():
             if name in needed:
@@ -189,7 +248,7 @@ class _Reader:
     def _note_default(self, name: str, entry: _Assigned) -> None:
         if name in self.expander.defaults:
             text = variables.shown(name, entry.text)
-            self.draft.skip(entry.number, text, "its default was taken; the terminal's value is not asked for")
+            self.draft.skip(entry.number, text, "its default is used, not the value of this terminal")
 
 
 def _inner_script(words: list[str]) -> str | None:
@@ -200,6 +259,8 @@ def _inner_script(words: list[str]) -> str | None:
             return words[index + 2]
         if name == "eval" and index == 0:
             return " ".join(words[1:])
+    if posixpath.basename(words[0]) in _FAN_OUT and " " in words[-1]:
+        return words[-1]
     if posixpath.basename(words[0]) == "ssh":
         _, rest = SSH.parse(words[1:])
         return " ".join(rest[1:]) or None
@@ -216,7 +277,7 @@ def _reason(words: list[str], writes: str) -> str:
 
 
 def read(text: str) -> Draft:
-    """Turn a script into a command line.
+    """Convert a script to a command line.
 
     Parameters
     ----------
@@ -226,11 +287,15 @@ def read(text: str) -> Draft:
     Returns
     -------
     Draft
-        Its `script` is empty if no command in it launches anything.
+        Its `script` is empty if no command of the script launches training.
     """
     draft = Draft("a shell script")
+    for match in _CONTINUED.finditer(text):
+        number = text.count("\n", 0, match.start()) + 1
+        draft.skip(number, "blanks after the backslash", "read as a line that goes on; a shell would end it here")
+    text = _CONTINUED.sub(r"\\", text)
     found = directives.read(text)
-    if found:
+    if found and ("sbatch <<" not in text or not all(each.ignored for each in found)):
         directives.apply([each for each in found if each.scheduler == found[0].scheduler], draft)
     reader = _Reader(draft, Expander(_slurm_variables(draft)))
     reader.read(text, 1, 0)
@@ -241,7 +306,7 @@ def read(text: str) -> Draft:
 
 
 def _slurm_variables(draft: Draft) -> dict[str, str]:
-    """Return the variables of Slurm whose values the directives say."""
+    """Return the variables of Slurm whose values follow from the directives."""
     nodes, gpus = draft.value("nodes"), draft.value("gpus-per-node").rpartition(":")[2]
     known: dict[str, str] = {}
     if draft.task == "launch-slurm" and nodes:
@@ -264,7 +329,7 @@ def _choose_task(draft: Draft, launch: Launch) -> None:
     _set_counts(draft, settings, by_srun=launch.kind == "srun")
     if launch.kind == "srun":
         draft.skip(
-            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set, SLURM_PROCID is that of the node"
+            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set; SLURM_PROCID is the number of the node"
         )
     _note_unknown(draft, launch, settings)
     if slurm and "max-restarts" in settings:
@@ -288,7 +353,7 @@ def _set_hosts(draft: Draft, settings: dict[str, str]) -> None:
 
 
 def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
-    """Turn the numbers of nodes and ranks that other launchers take into --nodes and --nproc-per-node."""
+    """Convert the numbers of nodes and ranks of other launchers to --nodes and --nproc-per-node."""
     nnodes = settings.pop("nnodes", "")
     if is_whole(nnodes):
         settings.setdefault("nodes", nnodes)
@@ -301,7 +366,9 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
     if is_whole(total) and is_whole(nodes) and int(nodes):
         settings.setdefault("nproc-per-node", str(max(1, int(total) // int(nodes))))
     elif is_whole(total):
-        draft.skip(0, f"{total} processes", "on how many nodes is not known: --nproc-per-node sets the ranks of a node")
+        draft.skip(
+            0, f"{total} processes", "the number of nodes is not known: --nproc-per-node sets the ranks per node"
+        )
     if by_srun and is_whole(ranks) and int(ranks) > 1:
         settings.setdefault("nproc-per-node", ranks)
     gpus = draft.value("gpus-per-node").rpartition(":")[2]
@@ -312,9 +379,27 @@ def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
 
 
 def _note_unknown(draft: Draft, launch: Launch, settings: dict[str, str]) -> None:
-    """Note the options whose values are not known, unless the directives say them."""
+    """Note the options whose values are neither known nor set by the directives."""
     known = {"nodes": draft.value("nodes"), "nnodes": draft.value("nodes") or settings.get("nodes", "")}
     known["nproc-per-node"] = draft.value("gpus-per-node") or settings.get("nproc-per-node", "")
     for flag, option in launch.unknown.items():
         if not known.get(flag) and flag not in settings:
             draft.skip(0, option, "its value is not known without running the shell")
+
+
+def other_commands(draft: Draft) -> str:
+    """Describe the commands of a script that could not be converted, for a message.
+
+    Parameters
+    ----------
+    draft : Draft
+        The draft of the script.
+
+    Returns
+    -------
+    str
+        The last three of them; empty if there are none.
+    """
+    found = [each.text for each in draft.skipped if each.reason == _OTHER]
+    shown = "; ".join(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…" for text in found[-3:])
+    return f"; its commands: {shown}" if shown else ""

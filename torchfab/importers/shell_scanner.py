@@ -1,14 +1,17 @@
-"""Splits a shell script into simple commands and raw words. Nothing is expanded, and nothing is run."""
+"""Split a shell script into simple commands and raw words. Nothing is expanded or run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import field
 
 from torchfab.core.lazy_dataclass import dataclass
 
+_ESCAPED = re.compile(r"\\([$`\\])")  # in a here-document whose delimiter has no quotes
 _OPERATORS = ("&&", "||", ";;", "|&", ";", "|", "&", "(", ")")
 _REDIRECTIONS = ("<<<", "<<-", "&>>", ">>", "<<", "&>", ">&", "<&", "<>", ">|", ">", "<")
+MAX_DEPTH = 100  # substitutions within substitutions; what is deeper counts as the rest of the text
 _KEYWORDS = frozenset(
     ("if", "then", "else", "elif", "do", "while", "until", "!", "{", "}", "fi", "done", "time", "exec")
 )
@@ -28,12 +31,15 @@ class Statement:
         Whether it reads the output of the command before it.
     writes : str
         The file that its output goes to, with its quotes; empty for none.
+    here : tuple of str
+        The here-documents that it reads.
     """
 
     number: int
     words: tuple[str, ...]
     piped: bool = False
     writes: str = ""
+    here: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,9 +56,8 @@ class _Scanner:
         while self.position < len(self.text):
             sign = self.text[self.position]
             if sign == "\n":
-                yield from self._end()
                 self.position += 1
-                self._skip_here_documents()
+                yield from self._end(here=tuple(self._read_here_documents()))
             elif sign.isspace() or self.text.startswith("\\\n", self.position):
                 self.position += 1 if sign.isspace() else 2
             elif sign == "#":
@@ -68,13 +73,13 @@ class _Scanner:
     def _operator(self, operators: tuple[str, ...]) -> str:
         return next((each for each in operators if self.text.startswith(each, self.position)), "")
 
-    def _end(self, operator: str = "") -> Iterator[Statement]:
+    def _end(self, operator: str = "", here: tuple[str, ...] = ()) -> Iterator[Statement]:
         self.position += len(operator)
         words = list(self.words)
         while words and words[0] in _KEYWORDS:
             words.pop(0)
         if words:
-            yield Statement(self.text.count("\n", 0, self.begin) + 1, tuple(words), self.piped, self.writes)
+            yield Statement(self.text.count("\n", 0, self.begin) + 1, tuple(words), self.piped, self.writes, here)
         self.words, self.piped, self.writes = [], operator in ("|", "|&"), ""
 
     def _word(self) -> None:
@@ -96,17 +101,24 @@ class _Scanner:
         if operator in (">", ">>", "&>", "&>>", ">|"):
             self.writes = self.text[start : self.position]
         if operator in ("<<", "<<-"):
-            self.here_documents.append(self.text[start : self.position].strip("'\"").replace("\\", ""))
+            self.here_documents.append(self.text[start : self.position])
 
-    def _skip_here_documents(self) -> None:
-        for delimiter in self.here_documents:
+    def _read_here_documents(self) -> list[str]:
+        found: list[str] = []
+        for raw in self.here_documents:
+            delimiter = raw.strip("'\"").replace("\\", "")
+            lines: list[str] = []
             while self.position < len(self.text):
                 end = self._line_end()
                 line = self.text[self.position : end]
                 self.position = end + 1
                 if line.strip("\t") == delimiter:
                     break
+                lines.append(line)
+            text = "\n".join(lines)
+            found.append(text if raw != delimiter else _ESCAPED.sub(r"\1", text))
         self.here_documents = []
+        return found
 
     def _line_end(self) -> int:
         end = self.text.find("\n", self.position)
@@ -114,7 +126,20 @@ class _Scanner:
 
 
 def skip_word(text: str, start: int) -> int:
-    """Return where the word that begins at a position ends; at least one character further."""
+    """Return the end of the word that begins at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    start : int
+        Index of the first character of the word.
+
+    Returns
+    -------
+    int
+        Index after the word; at least `start` + 1.
+    """
     position = start
     while position < len(text):
         sign = text[position]
@@ -124,27 +149,72 @@ def skip_word(text: str, start: int) -> int:
     return max(position, start + 1)
 
 
-def skip_part(text: str, position: int) -> int:
-    """Return where the quoted text, the substitution or the character at a position ends."""
+def skip_part(text: str, position: int, depth: int = 0) -> int:
+    """Return the end of the quoted text, substitution or single character at a position.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index of its first character.
+    depth : int
+        The substitutions that it is in; beyond 100, all text belongs to it. Default 0.
+
+    Returns
+    -------
+    int
+        Index after it.
+    """
     sign, two = text[position], text[position : position + 2]
-    if sign == "\\":
-        return min(position + 2, len(text))
-    if sign in "'`":
-        return _after(text, sign, position + 1)
-    if sign == '"':
-        return skip_quoted(text, position + 1)
-    if sign == "(" or two == "$(":
-        return _skip_balanced(text, text.index("(", position), "(", ")")
-    return _skip_balanced(text, position + 1, "{", "}") if two == "${" else position + 1
+    end = position + 1
+    if depth > MAX_DEPTH:
+        end = len(text)
+    elif sign == "\\":
+        end = min(position + 2, len(text))
+    elif two == "$'":
+        end = _skip_escaped(text, position + 2)
+    elif sign in "'`":
+        end = _after(text, sign, position + 1)
+    elif sign == '"' or two == '$"':
+        end = skip_quoted(text, text.index('"', position) + 1, depth)
+    elif sign == "(" or two == "$(":
+        end = _skip_balanced(text, text.index("(", position), "()", depth)
+    elif two == "${":
+        end = _skip_balanced(text, position + 1, "{}", depth)
+    return end
 
 
-def skip_quoted(text: str, position: int) -> int:
-    """Return the position after the double quote that closes a text."""
+def _skip_escaped(text: str, position: int) -> int:
+    """Return the position after the quote that closes `$'a text'`, in which a backslash can quote it."""
+    while position < len(text) and text[position] != "'":
+        position += 2 if text[position] == "\\" else 1
+    return min(position + 1, len(text))
+
+
+def skip_quoted(text: str, position: int, depth: int = 0) -> int:
+    """Return the position after the double quote that closes a text.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+    position : int
+        Index after the opening quote.
+    depth : int
+        The substitutions that it is in. Default 0.
+
+    Returns
+    -------
+    int
+        The length of the text if the quote is not closed.
+    """
     while position < len(text):
         sign = text[position]
         if sign == '"':
             return position + 1
-        position = position + 1 if sign in "'(" else skip_part(text, position)
+        literal = sign in "'(" or text[position : position + 2] in ("$'", '$"')
+        position = position + 1 if literal else skip_part(text, position, depth + 1)
     return len(text)
 
 
@@ -153,21 +223,20 @@ def _after(text: str, end: str, position: int) -> int:
     return len(text) if found < 0 else found + 1
 
 
-def _skip_balanced(text: str, position: int, opening: str, closing: str) -> int:
-    """Return the position after the bracket that closes the one at a position; brackets in quotes do not count."""
-    depth = 0
+def _skip_balanced(text: str, position: int, brackets: str, depth: int) -> int:
+    """Return the position after the bracket that closes the one at a position; quoted brackets do not count."""
+    opened = 0
     while position < len(text):
         sign = text[position]
-        if sign == opening:
-            depth += 1
+        if sign in brackets:
+            opened += 1 if sign == brackets[0] else -1
             position += 1
-        elif sign == closing:
-            depth -= 1
-            position += 1
-            if depth == 0:
+            if opened == 0:
                 return position
         elif sign in "\\'\"`":
-            position = skip_part(text, position)
+            position = skip_part(text, position, depth + 1)
+        elif sign == "#" and brackets == "()" and text[position - 1].isspace():
+            position = _after(text, "\n", position) - 1 if "\n" in text[position:] else len(text)
         else:
             position += 1
     return len(text)
@@ -179,7 +248,7 @@ def statements(text: str) -> list[Statement]:
     Parameters
     ----------
     text : str
-        The script. Anything can be scanned: what is not closed reaches to the end.
+        The script; any text is accepted. An unclosed quote or bracket extends to the end.
 
     Returns
     -------

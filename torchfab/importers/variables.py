@@ -1,4 +1,4 @@
-"""Which environment variables of another launch file go into `--env`, and why the others do not."""
+"""Convert environment variables of a launch file to `--env`, or note why they are not converted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SET_BY_FAB = {
 
 
 def carry(draft: Draft, number: int, name: str, value: str) -> None:
-    """Add a variable to a draft, or note why it is not added. The value of a secret is shown nowhere.
+    """Add a variable to a draft, or note why it is not added. The value of a secret is never shown.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def carry(draft: Draft, number: int, name: str, value: str) -> None:
     if name in _SET_BY_FAB:
         draft.skip(number, f"{name}=…", _SET_BY_FAB[name])
     elif name.startswith("PET_"):
-        draft.skip(number, f"{name}=…", "torchrun would take it for a flag that is not given")
+        draft.skip(number, f"{name}=…", "torchrun would read it as a flag")
     elif is_secret(name):
         draft.skip(
             number, f"{name}=…", "a secret: export it in this terminal; torchfab.forward names what is forwarded"
@@ -42,5 +42,17 @@ def carry(draft: Draft, number: int, name: str, value: str) -> None:
 
 
 def shown(name: str, text: str) -> str:
-    """Return the text of an assignment for a note: without its value if that is a secret."""
+    """Return the text of an assignment for a note, without its value if the name is that of a secret.
+
+    Parameters
+    ----------
+    name : str
+        Name of the variable.
+    text : str
+        The assignment, as it is in the file.
+
+    Returns
+    -------
+    str
+    """
     return f"{name}=…" if is_secret(name) else text

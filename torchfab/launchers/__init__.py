@@ -1,4 +1,4 @@
-"""Launchers: what runs. Each is one file of pure functions that ends in argv and env.
+"""Launchers: each turns a job into the processes to run (argv and env). One file each, of pure functions.
 
 A launcher is a module that has the functions of `Launcher`; one that renders a job for a cluster's own scheduler has
 those of `BatchLauncher` instead. mypy checks this where they are loaded, at the end of this file. Launchers know
@@ -20,7 +20,7 @@ Loader = TypeVar("Loader", bound=Callable[[], Any])
 
 
 class AnyLauncher(Protocol):
-    """What all launchers have."""
+    """The interface that all launchers have in common."""
 
     @property
     def NAME(self) -> str:  # noqa: N802  # a constant of the module
@@ -31,12 +31,22 @@ class AnyLauncher(Protocol):
         """A frozen dataclass of the launcher's own flags, in addition to those that all launches share."""
 
     def options(self, flags: Any) -> Mapping[str, Any]:
-        """Return the checked flags, as `Job.options`.
+        """Check the flags.
+
+        Parameters
+        ----------
+        flags : Flags
+            The flags of this launcher.
+
+        Returns
+        -------
+        Mapping
+            The options of the job (`Job.options`).
 
         Raises
         ------
         UsageError
-            The value of a flag is wrong.
+            The value of a flag is invalid.
         """
 
 
@@ -44,13 +54,49 @@ class Launcher(AnyLauncher, Protocol):
     """A launcher over a hosts file: the tmux runtime starts its plan."""
 
     def requirements(self, job: Job) -> Requirements:
-        """Return what phase one checks on every node."""
+        """List what every node must have; phase one checks it.
+
+        Parameters
+        ----------
+        job : Job
+            The job.
+
+        Returns
+        -------
+        Requirements
+        """
 
     def facts_from_flags(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-        """Return the facts of all nodes if the flags determine them, so that a dry run need not connect; else None."""
+        """Return the facts of all nodes if the flags determine them, so that a dry run need not connect.
+
+        Parameters
+        ----------
+        job : Job
+            The job.
+        nodes : sequence of Node
+            The nodes, by rank.
+
+        Returns
+        -------
+        tuple of Facts or None
+            None: the nodes must be queried.
+        """
 
     def plan(self, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-        """Return what runs where.
+        """Plan the launch: the processes of every node.
+
+        Parameters
+        ----------
+        job : Job
+            The job; its options come from `options`.
+        nodes, facts : sequences of equal length
+            The nodes and their facts, by node rank.
+        slots : sequence of Slot
+            The slots of the hosts file; empty for a file without slots.
+
+        Returns
+        -------
+        Plan
 
         Raises
         ------
@@ -67,12 +113,21 @@ class BatchLauncher(AnyLauncher, Protocol):
         """Name of the runtime."""
 
     def plan(self, job: Job) -> Submission:
-        """Return what is submitted.
+        """Plan the submission to the scheduler.
+
+        Parameters
+        ----------
+        job : Job
+            The job; its options come from `options`.
+
+        Returns
+        -------
+        Submission
 
         Raises
         ------
         UsageError
-            The scheduler would not take it.
+            The scheduler would not accept the job.
         """
 
 
@@ -94,7 +149,7 @@ def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
 
 
 def torchrun_script(job: Job) -> tuple[str, ...]:
-    """Return the last words of a torchrun command: what it runs, escaped.
+    """Return the end of a torchrun command: the script and its arguments, escaped.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from torchfab.launchers.rank_layout import Layout, Placement, make_plan
 from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"
-# --no-deps: its dependencies would replace torch by 2.5.1 or older.
+# --no-deps: its dependencies would replace torch with 2.5.1 or older.
 INSTALL = "--no-deps colossalai==0.5.0, and the rest with: -m pip install fabric click packaging psutil rich numpy"
 
 
@@ -122,7 +122,7 @@ def head_argv(layout: Layout) -> tuple[str, ...]:
         *("--hostfile", f"{folder}/hostfile"),
         *("--nproc_per_node", str(layout.counts[0])),
         *("--master_addr", layout.master, "--master_port", str(layout.port)),
-        # Arguments for torchrun. A shell on the node expands them, with the folder of that node.
+        # Arguments for torchrun. A shell on each node expands the variables to that node's folder.
         *("--extra_launch_args", 'redirects=3,log_dir="$TORCHFAB_FOLDER/logs"'),
         *_script_args(job),
     )

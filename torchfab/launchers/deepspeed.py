@@ -1,4 +1,4 @@
-"""deepspeed on every node, or from one head. To change what a launch does, change `agent_argv` or `head_argv`.
+"""deepspeed on every node, or from one head. To change a launch, change `agent_argv` or `head_argv`.
 
 The tutorial's one-liner was `deepspeed --include host1@host2 train_llm.py`, which needs a hostfile, pdsh, and SSH keys
 between the nodes. `deepspeed --no_ssh` on every node needs none of them; `--from-head` launches as the tutorial does.
@@ -24,7 +24,7 @@ PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_
 RANK_LOGS = r"logs/\d+_rank(?P<rank>\d+)\.log"
 # Run by the training interpreter: parses --deepspeed-args as deepspeed does.
 _PARSER = "import sys; from deepspeed.launcher.runner import parse_args; parse_args(sys.argv[1:])"
-# deepspeed joins the arguments for the other nodes with blanks; a shell on each node expands them, with its own folder.
+# deepspeed joins the arguments for the other nodes with blanks; a shell on each node expands them to its own folder.
 RANK_LOG_DIR, RANK_PROGRAM = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"'
 
 
@@ -126,7 +126,7 @@ def agent_argv(layout: Layout, placement: Placement, include: Sequence[str]) -> 
     placement : Placement
         The node.
     include : sequence of str
-        The option that selects devices, or nothing.
+        The option that selects devices; empty for all devices.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def head_argv(layout: Layout, include: Sequence[str]) -> tuple[str, ...]:
     layout : Layout
         Where the ranks run.
     include : sequence of str
-        The option that selects devices, or nothing.
+        The option that selects devices; empty for all devices.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def head_argv(layout: Layout, include: Sequence[str]) -> tuple[str, ...]:
     """
     return (
         *(layout.job.python, "-m", "deepspeed.launcher.runner"),
-        # Treat a single host like many. torchfab has checked the hosts in phase one.
+        # Use the multi-node path for a single host, too. torchfab has checked the hosts in phase one.
         *("--launcher", "pdsh", "--force_multi", "--no_ssh_check"),
         *_common(layout, f"{head_node.head_folder(layout)}/hostfile", include, RANK_LOG_DIR),
         # The script and its arguments bypass deepspeed's quoting and pdsh's %h: they are in a file that bin/rank reads.
@@ -242,7 +242,7 @@ def _head(layout: Layout, hostfile: str, include: Sequence[str]) -> Process:
         head_node.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
         files={
             "hostfile": hostfile,
-            # Replaces those of the home folder and the working directory: a blank line in them crashes deepspeed.
+            # Replaces the files in the home folder and the working directory: a blank line in them crashes deepspeed.
             "deepspeed_env": f"TORCHFAB_JOB_ID={job.job_id}\n",
             **head_node.head_files(layout, relay_here=True, fail_fast=True),
         },

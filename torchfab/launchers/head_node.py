@@ -1,7 +1,7 @@
 """Shared by the launchers with a head: one process on node 0 that connects to the other nodes by ssh.
 
-By themselves, such jobs end with the head's ssh connections: their ranks have no supervisor on their nodes, logs and
-exit codes go to the head only, and the environment is passed on command lines. Therefore
+Without further measures, the ranks of such jobs end with the head's ssh connections: they have no supervisor on their
+nodes, logs and exit codes go to the head only, and the environment is passed on command lines. Therefore
 
 - every node has a relay (`torchfab/remote/shims/relay.py`), a process of the plan like any other, with the node's
   environment and a supervisor: it waits for the head's command and runs it as its child;
@@ -25,7 +25,7 @@ from torchfab.launchers import nproc
 from torchfab.launchers.rank_layout import Layout, Placement, process_environment
 from torchfab.launchers.shims import source_of
 
-FOLDER = "TORCHFAB_FOLDER"  # variable that gives a rank the folder of its parent process in the plan
+FOLDER = "TORCHFAB_FOLDER"  # environment variable: the folder of a rank's parent process in the plan
 RANK_LOGS = r"logs/rank-(?P<rank>\d+)\.log"
 _BATCH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 
@@ -62,7 +62,7 @@ def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
     Raises
     ------
     UsageError
-        A node has another interpreter or working directory than node 0; or as `nproc.lay_out`.
+        A node's interpreter or working directory differs from that of node 0; or as for `nproc.lay_out`.
     """
     first = job.on(nodes[0])
     for node in nodes:
@@ -71,7 +71,7 @@ def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
             if value != expected:
                 raise UsageError(
                     f"{node.origin}: launch-{job.launcher} starts all ranks from {nodes[0].label}, with one {key}: "
-                    f"{expected} there, {value} here",
+                    f"it is {expected} there and {value} here",
                     f"give the same {key}= on all lines, or use launch-per-node",
                 )
     return nproc.lay_out(replace(job, python=first.python, workdir=first.workdir), nodes, facts)
@@ -100,7 +100,7 @@ def node_names(layout: Layout) -> tuple[str, ...]:
     twice = next((name for name, count in Counter(found).items() if count > 1), None)
     if twice:
         origin = next(node.origin for node in reversed(nodes) if (node.address or node.host) == twice)
-        raise UsageError(f"{origin}: this launcher knows a node by its address alone, and two have {twice}")
+        raise UsageError(f"{origin}: this launcher identifies a node by its address alone, and two nodes have {twice}")
     return found
 
 
@@ -127,12 +127,12 @@ def node_environment(layout: Layout, placement: Placement) -> dict[str, str]:
 
 
 def head_environment(job: Job, **more: str) -> dict[str, str]:
-    """Return the environment of a head whose ranks all run below relays: minimal, as launchers export what they have.
+    """Return the environment of a head whose ranks all run below relays; minimal, because launchers pass theirs on.
 
     Parameters
     ----------
     job : Job
-        The job; of its environment only the variables of Python are kept.
+        The job; only the variables of Python are kept from its environment.
     **more : str
         More variables.
 
@@ -227,7 +227,7 @@ def head_files(layout: Layout, relay_here: bool, fail_fast: bool) -> dict[str, s
     layout : Layout
         Where the ranks run.
     relay_here : bool
-        Whether node 0 has a relay too; else commands for node 0 run below the head itself.
+        Whether node 0 has a relay too; else commands for node 0 run as children of the head itself.
     fail_fast : bool
         Whether to end the head when a node fails, because it would wait for the other nodes.
 

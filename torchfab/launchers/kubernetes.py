@@ -1,4 +1,4 @@
-"""torchrun in the pods of an Indexed Job, or of a JobSet. To change what a launch does, change `torchrun_argv`.
+"""torchrun in the pods of an Indexed Job, or of a JobSet. To change a launch, change `torchrun_argv`.
 
 Pods need no ssh: the manifest is complete, and --dry-run prints it.
 """
@@ -22,7 +22,7 @@ from torchfab.launchers.nproc import CPU_PROCESSES
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
 PORT = 29500  # every pod has its own address, so no other program uses the port
-_LINGER_S = 5.0  # as `pod_entrypoint` explains
+_LINGER_S = 5.0  # see `pod_entrypoint`
 _SHELL = 'shell=$(command -v bash || echo sh); exec "$shell" -c "$0" "$shell" "$@"'
 RANK_PREFIX = "[rank${rank}]:"  # torchrun puts it before each line of a rank
 
@@ -179,9 +179,9 @@ def _command(job: Job) -> list[str]:
 
 
 def _preparation(job: Job) -> tuple[str, ...]:
-    """Return the words in front of a command that run it after --setup and --before; none where there are none.
+    """Return the words in front of a command that run --setup and --before first; none without those flags.
 
-    The shell is no login shell: that of many images sets PATH back, which the image has set.
+    The shell is not a login shell: in many images, a login shell resets the PATH that the image has set.
     """
     if not (job.setup or job.before):
         return ()
@@ -254,7 +254,7 @@ def _comments(job: Job, shape: Shape) -> list[str]:
     lines = [f"{key}: {value}" for key, value in _resolved_defaults(job, shape).items()]
     lines += ["", "Launch it without torchfab: kubectl " + shlex.join([*_kubectl_options(job), "apply", "-f", "-"])]
     if job.secrets:
-        # The shell that this is pasted into provides the values: printf is a builtin, so ps does not show them.
+        # The reader's shell provides the values: printf is a builtin, so ps does not show them.
         files = " ".join(f'--from-file={name}=<(printf %s "${{{name}?}}")' for name in sorted(job.secrets))
         create = shlex.join([*_kubectl_options(job), "create", "secret", "generic", shape.secret])
         lines += ["Secret values are not in this text. In bash, with these variables set, first:"]

@@ -91,7 +91,7 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     Returns
     -------
     tuple of Facts or None
-        None: the nodes must be asked.
+        None: the nodes must be queried.
     """
     return None if job.options["flavour"] == "auto" else nproc.facts_from_flags(job, nodes)
 
@@ -124,9 +124,10 @@ def _program(job: Job, facts: Sequence[Facts]) -> str:
     found = [name for name in names if all(name in fact.versions for fact in facts)]
     if found:
         return found[0]
-    if not any(fact.versions for fact in facts):  # a dry run that connected to no node
+    if not any(fact.versions for fact in facts):  # a dry run that did not connect to any node
         return names[0]
-    raise UsageError(f"no MPI is on all nodes: some have {names[0]}, others {names[-1]}", "install the same on all")
+    problem = f"the nodes have no MPI in common: some have {names[0]}, others {names[-1]}"
+    raise UsageError(problem, "install the same one on all nodes")
 
 
 def _environment(layout: Layout, placement: Placement) -> dict[str, str]:

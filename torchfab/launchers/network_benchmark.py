@@ -1,6 +1,6 @@
-"""The job of `fab network`: one rank per GPU, or per node without GPUs, which measure the network between them.
+"""The job of `fab network`: one rank per GPU, or per node without GPUs; the ranks measure the network between them.
 
-The script that runs belongs to torchfab and is sent with the plan: it need not be installed on the nodes.
+The script is part of torchfab and is sent with the plan: it need not be installed on the nodes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def requirements(job: Job) -> Requirements:
 
 
 def facts_from_flags(job: Job, nodes: Sequence[Node]) -> None:
-    """Return None: the nodes must be asked for their GPUs.
+    """Return None: the nodes must be queried for their GPUs.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     backend = _backend(job, nodes, facts)
     counts = [fact.gpus if backend == "nccl" else 1 for fact in facts]
     if sum(counts) < 2:
-        raise UsageError("a network is between at least two ranks", "name two hosts or more")
+        raise UsageError("a network measurement needs at least two ranks", "name two hosts or more")
     layout = lay_out(job, nodes, facts, counts, note=backend)
     starts = [sum(counts[:index]) for index in range(len(counts))]
     ranks = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]

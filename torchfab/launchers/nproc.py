@@ -11,7 +11,7 @@ from torchfab.core.specs import Facts, Job, Node
 from torchfab.launchers import rank_layout
 from torchfab.launchers.rank_layout import Layout
 
-MOST_PROCESSES = 1024  # ranks on one node; more is taken for a typing error
+MOST_PROCESSES = 1024  # ranks on one node; a larger number is rejected as a typing error
 CPU_PROCESSES = 2  # default number of ranks on a node without GPUs
 HELP = "Ranks per node: auto (slots=, else its GPUs, else 2), gpu (its GPUs), or a number. [auto]"
 
@@ -27,7 +27,7 @@ def check(text: str) -> str:
     Returns
     -------
     str
-        The same.
+        The same value.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     Returns
     -------
     tuple of Facts or None
-        None: the nodes must be asked.
+        None: the nodes must be queried.
     """
     requested = job.options["nproc_per_node"]
     counts = [int(requested) if is_whole(requested) else node.slots or len(node.gpus) for node in nodes]

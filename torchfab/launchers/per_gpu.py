@@ -1,4 +1,4 @@
-"""python once per line of `gpus`. To change what a launch does, change `rank_env` and the argv in `_process`.
+"""python once per line of `gpus`. To change a launch, change `rank_env` and the argv in `_process`.
 
 The tutorial's one-liner was `cat -n gpus | xargs -n2 bash -c 'ssh $1 tmux new-session -d -e RANK=$(($0 - 1)) ... python
 train_llm.py'`.
@@ -66,7 +66,7 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     Returns
     -------
     tuple of Facts or None
-        None: the nodes must be asked.
+        None: the nodes must be queried.
     """
     return assumed_facts(job, nodes, [1] * len(nodes))
 

@@ -1,4 +1,4 @@
-"""torchrun once per line of `hosts`. To change what a launch does, change `torchrun_argv`.
+"""torchrun once per line of `hosts`. To change a launch, change `torchrun_argv`.
 
 The tutorial's one-liner was `xargs -a hosts -I{} ssh {} tmux new-session -d ... torchrun --rdzv-endpoint $(head -n1
 hosts):5001 ...`.
@@ -192,7 +192,7 @@ def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
     if not least <= len(nodes) <= most:
         asked = f"{least}:{most}" if least < most else most
         hosts = plural(len(nodes), "host")
-        raise UsageError(f"--nnodes {asked} does not fit the {hosts}", "change the one or the other")
+        raise UsageError(f"--nnodes {asked} does not fit the {hosts}", "change --nnodes or the hosts")
     if least < most and job.options["rdzv_backend"] == "static":
         raise UsageError("--rdzv-backend static cannot be elastic", f"use --nnodes {most}, or omit the backend")
     return least, most

@@ -32,10 +32,10 @@ def _on_node(node_plan: NodePlan) -> NodePlan:
 
 
 def _probed(folder: str, process: Process) -> Process:
-    if not process.secrets:  # it runs nothing of the job, and its PYTHONPATH may travel to other nodes
+    if not process.secrets:  # it runs no rank, and its PYTHONPATH may be passed on to other nodes
         return process
     sources = {f"{FOLDER}/sitecustomize.py": source_of("probe"), f"{FOLDER}/rank_profile.py": source_of("rank_profile")}
     files = {**process.files, **sources}
-    # Python compiles the probe: the folder for that is private, too, like every other one of a job.
+    # Python writes the compiled probe to a folder: a private one, like every other folder of a job.
     folders = (*process.folders, f"{FOLDER}/__pycache__")
     return replace(process, files=files, folders=folders, python_path=(f"{folder}/{process.name}/{FOLDER}",))

@@ -1,4 +1,4 @@
-"""What all launchers over a hosts file share: where the ranks of a job run, and the plan around their processes.
+"""Shared by all launchers over a hosts file: where the ranks of a job run, and how their processes become a plan.
 
 `plan` of a launcher lays out the ranks (`lay_out`, or `nproc.lay_out`), makes the processes of each node, and puts them
 into a Plan (`make_plan`).
@@ -54,7 +54,7 @@ class Layout:
     port : int
         Port of the rendezvous.
     note : str
-        What the launch prints after the number of ranks: `2 per node`; empty for nothing.
+        Text that the launch prints after the number of ranks: `2 per node`; may be empty.
     """
 
     job: Job
@@ -122,7 +122,7 @@ def process_environment(placement: Placement, **own: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        It marks the process as one of the job, so that `fab stop` finds it.
+        It includes the variables that identify the process as part of the job, by which `fab stop` finds it.
     """
     job, facts = placement.job, placement.facts
     defaults = {"PYTHONUNBUFFERED": "1", **environment.omp_threads(placement.ranks, facts.gpus, facts.cpus)}
@@ -244,7 +244,7 @@ def master_address(job: Job, nodes: Sequence[Node]) -> str:
 
 
 def assumed_facts(job: Job, nodes: Sequence[Node], counts: Sequence[int]) -> tuple[Facts, ...] | None:
-    """Return the facts of a dry run that connects to no node, from the flags: GPUs are assumed where ranks are.
+    """Derive the facts of a dry run without connections from the flags: a node is assumed to have a GPU per rank.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def assumed_facts(job: Job, nodes: Sequence[Node], counts: Sequence[int]) -> tup
     Returns
     -------
     tuple of Facts or None
-        None: the nodes must be asked for their number of ranks, a free port, or the home folder.
+        None: the nodes must be queried for their number of ranks, a free port, or the home folder.
     """
     if not job.port or job.node_dir.startswith("~") or not all(counts):
         return None

@@ -60,7 +60,7 @@ fi
 """
 
 
-# Takes what the login shell makes of the commands, whichever shell that is: it writes its environment into a file.
+# Any login shell works: it runs the commands and then writes its environment to a file, which is read back.
 _SET_UP = """\
 # The commands of --setup in the login shell of a node: what they change in the environment is that of its ranks.
 set_up() {{
@@ -98,7 +98,7 @@ set_up() {{
 {interpreter}}}
 
 """
-# An interpreter that the commands put first on PATH takes the place of the default.
+# An interpreter that the commands put first on PATH replaces the default one.
 _INTERPRETER = """\
     if [ "$(type -P python)" != "${{pythons%:*}}" ]; then
         python=$(type -P python || echo "$python")
@@ -130,7 +130,7 @@ class Script:
     python : str
         An interpreter on every node for the supervisor, as one shell word.
     torchrun : sequence of sequences of str
-        What each node gives to the interpreter, in shell words, one line for each sequence.
+        The arguments of the interpreter on each node, as shell words, one line for each sequence.
     script : sequence of str
         The script that torchrun runs, with its arguments: any text.
     threads : str
@@ -140,7 +140,7 @@ class Script:
     setup : str
         Commands for the login shell of each node. Default: none.
     python_is_default : bool
-        Whether an interpreter that `setup` puts first on PATH takes the place of `python`. Default False.
+        Whether an interpreter that `setup` puts first on PATH replaces `python`. Default False.
     before : str
         Commands for a shell of each node, before its ranks. Default: none.
     """
@@ -204,7 +204,7 @@ class Script:
         return _SET_UP.format(kept=kept, interpreter=_INTERPRETER.format() if self.python_is_default else "")
 
     def _prepare(self) -> Iterator[str]:
-        """Yield what a node does before torchrun."""
+        """Yield the commands that a node runs before torchrun."""
         if self.setup and self.python_is_default:
             yield f"local python={self.python}"
         if self.setup:
@@ -223,7 +223,7 @@ def directive(name: str, value: str | None) -> str:
     name : str
         An option of sbatch by its long name.
     value : str, optional
-        Its value; None: it takes none.
+        Its value; None: the option takes no value.
 
     Returns
     -------

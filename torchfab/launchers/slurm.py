@@ -1,6 +1,6 @@
-"""torchrun once per node of a Slurm allocation. To change what a launch submits, change `sbatch_text`.
+"""torchrun once per node of a Slurm allocation. To change a launch, change `sbatch_text`.
 
-The tutorial's `job.slurm` had `# SBATCH --ntasks-per-node=1`: with a blank it is a comment, which sbatch never reads.
+The tutorial's `job.slurm` had `# SBATCH --ntasks-per-node=1`: the blank makes it a comment, which sbatch ignores.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _time_s(text: str) -> int | None:
 
 
 def _signal_grace(grace_s: int | None, limit_s: int | None) -> int:
-    """Return how long before the limit the signal is sent; it must be less than the limit, or it comes at the start."""
+    """Return how long before the limit the signal is sent. It must be less than the limit, else it is sent at once."""
     if grace_s is None:
         return min(SIGNAL_GRACE_S, max(1, limit_s // 2)) if limit_s else SIGNAL_GRACE_S
     if limit_s and grace_s >= limit_s:
@@ -171,7 +171,7 @@ def login_node(text: str) -> Node:
     Raises
     ------
     UsageError
-        It does not name one host.
+        The value does not name exactly one host.
     """
     nodes = parse_hosts(text or "localhost", "--login")
     if len(nodes) != 1:
@@ -205,7 +205,7 @@ def plan(job: Job) -> Submission:
         "spec": _spec(job),
         "workdir": job.workdir,
         "script": job.script_path,
-        "python": "" if job.setup else job.python,  # what exists after the setup cannot be checked here
+        "python": "" if job.setup else job.python,  # files that only exist after the setup cannot be checked here
     }
     return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _resolved_defaults(job, folder))
 
@@ -295,7 +295,7 @@ def sbatch_text(job: Job, folder: str) -> str:
 
 
 def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
-    """Return what a node gives to its interpreter, in shell words; a shell expands `$`.
+    """Return the arguments of the interpreter on a node, as shell words; a shell expands `$`.
 
     The rendezvous is static: ranks follow the nodes as Slurm lists them, and only the master's address must be right.
 
@@ -323,7 +323,7 @@ def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
 
 
 def _threads(job: Job) -> str:
-    """Return OMP_NUM_THREADS as shell: 1 where GPUs do the work, else a fair share of the node's cores."""
+    """Return OMP_NUM_THREADS as shell: 1 on nodes with GPUs, else the node's cores divided by its ranks."""
     ranks = job.options["nproc_per_node"]
     share = f"$((SLURM_CPUS_ON_NODE > {ranks} ? SLURM_CPUS_ON_NODE / {ranks} : 1))"
     return "1" if job.options["gpus_per_node"] else share

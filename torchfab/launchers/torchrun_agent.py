@@ -1,8 +1,8 @@
-"""torchrun as torchfab starts it: before its agent ends ranks, the node's supervisor lets them save.
+"""Start torchrun so that the node's supervisor lets the ranks save before torchrun's agent ends them.
 
 The agent also ends them for reasons that no signal shows: a node joins or leaves, or the store of the rendezvous is
-gone. So it sends SIGURG to itself first. The supervisor, which watches it (`torchfab.remote.job.peer_end`), holds it
-until the ranks have ended. Without a supervisor nothing happens, because SIGURG is ignored.
+lost. Therefore it sends SIGURG to itself first. The supervisor, which traces it (`torchfab.remote.job.peer_end`), stops
+it until the ranks have ended. Without a supervisor nothing happens, because SIGURG is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.exit(run.main())
 
 
 def arguments(path: str = "") -> tuple[str, ...]:
-    """Return what an interpreter gets to run torchrun; the options of torchrun follow.
+    """Return the arguments with which an interpreter runs torchrun; the options of torchrun follow them.
 
     Parameters
     ----------

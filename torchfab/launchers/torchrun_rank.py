@@ -1,10 +1,10 @@
-"""What torchrun starts for each rank: a few lines of Python that become the rank.
+"""The program that torchrun starts for each rank: a few lines of Python that exec the rank's own command.
 
-- They note which process is which rank: a rank may have ended before its supervisor looks.
-- They send both streams of the rank into one file, so that they keep the order in which they were written. torchrun
-  itself has a file for each.
+- They record the process id of each rank: a rank may have ended before its supervisor checks.
+- They write stdout and stderr of the rank to one file, so that lines stay in the order in which they were written.
+  torchrun itself has a file for each stream.
 
-torchrun's report of failures names the first word after its own interpreter that is no option: still the script.
+torchrun's failure report names the first word after its own interpreter that is not an option: still the script.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ os.execvp(command[0], command)
 
 
 def command(job: Job, path: str = "") -> tuple[str, ...]:
-    """Return the last words of a torchrun command: what it runs for each rank, escaped.
+    """Return the end of a torchrun command: the program that it runs for each rank, and its arguments, escaped.
 
     Parameters
     ----------
@@ -46,6 +46,6 @@ def command(job: Job, path: str = "") -> tuple[str, ...]:
     tuple of str
     """
     code = f"exec(open({path!r}).read())" if path else CODE
-    # -u as torchrun gives it to scripts.
+    # -u, as torchrun passes it to scripts.
     rank = job.argv if job.is_program else ("-u", *job.script)
     return ("--no-python", *escape_for_torchrun((job.python, "-I", "-S", f"-c{code}", *rank)))

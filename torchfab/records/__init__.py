@@ -71,7 +71,7 @@ class Records:
             if not self._names.acquire(name):
                 raise JobNameError(
                     f"there is a job {name} already ({self._describe(name)})",
-                    f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
+                    f"choose another --name, or, if it has ended, remove its record: fab jobs --remove {name}",
                 )
         except OSError as error:
             raise atomic.cannot_write(folder, error) from None
@@ -130,7 +130,7 @@ class Records:
         Parameters
         ----------
         plan : Plan
-            What is about to be launched.
+            The plan to be launched.
         runtime : str
             The name of the module in `torchfab.runtimes`.
         created : float
@@ -198,7 +198,7 @@ class Records:
         Returns
         -------
         list of Record
-            The first attempt first, without those that cannot be read.
+            The first attempt first. Records that cannot be read are left out.
         """
         found = []
         for number in range(1, record.attempt):
@@ -247,7 +247,7 @@ class Records:
         Parameters
         ----------
         submission : Submission
-            What is about to be submitted.
+            The submission to be sent to the scheduler.
         runtime, created, settings
             As for `write`.
 
@@ -346,7 +346,7 @@ class Records:
         Returns
         -------
         list of Record
-            The latest first, without folders whose record is missing or cannot be read.
+            The latest first. Folders whose record is missing or cannot be read are left out.
         """
         found = []
         for path in self.root.glob("*/record.json"):

@@ -105,7 +105,7 @@ class LaunchRequest:
             values.update(python_is_default=False, setup_timeout_s=0)
         if not (self.job.before or self.job.after):
             values["hook_timeout_s"] = 0
-        for name in _NEWER:  # left out where they say nothing, so that an older torchfab reads the file
+        for name in _NEWER:  # empty values are left out, so that an older torchfab can read the file
             if not values[name]:
                 del values[name]
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
@@ -147,7 +147,7 @@ def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
     except FileNotFoundError:
         raise UsageError(
             f"job {folder.name} cannot be launched again: a scheduler runs it, or an older torchfab launched it",
-            "a scheduler has requeueing of its own; else launch it anew, with another --name",
+            "use the scheduler's own requeueing, or launch it anew with another --name",
         ) from None
     except (OSError, ValueError) as error:
         raise TorchfabError(f"{folder / FILE} cannot be read: {error}") from None
@@ -161,7 +161,7 @@ def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
 
 
 def workdir_of(folder: Path, defaults: Mapping[str, str]) -> str:
-    """Return the working directory of a job, on nodes whose line of the hosts file names no other.
+    """Return the working directory of a job, for nodes whose line of the hosts file does not set one.
 
     Parameters
     ----------

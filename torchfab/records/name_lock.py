@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 _LOCK = "launching"
-_ABANDONED_S = 600.0  # younger folders may belong to a launch that is about to lock them
+_ABANDONED_S = 600.0  # newer folders may belong to a launch that is about to lock them
 
 
 class NameLock:
@@ -93,7 +93,7 @@ class NameLock:
         return not (folder / "record.json").exists()
 
     def unlock(self, name: str) -> None:
-        """Release the lock after a launch, successful or not; without a lock do nothing.
+        """Release the lock after a launch, successful or not. Without a lock, do nothing.
 
         Parameters
         ----------

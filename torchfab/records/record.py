@@ -45,7 +45,7 @@ class Record:
     defaults : Mapping of str to str
         The values that torchfab filled in for flags that were not given.
     details : Mapping of str to Any
-        Data that only the runtime uses: the ids and file paths of a scheduler.
+        Data that only the runtime uses, such as the ids and file paths of a scheduler.
     attempt : int
         The number of launches under this name, this one included. Default 1.
     mask_key : str
@@ -206,7 +206,7 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
 def as_json(record: Record) -> dict[str, Any]:
     """Return the content of record.json.
 
-    `defaults` has the key `chosen` in the file, as in all versions before, so that records stay readable both ways.
+    In the file, `defaults` has the key `chosen`, as in earlier versions: each version reads the other's records.
 
     Parameters
     ----------

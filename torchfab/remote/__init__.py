@@ -12,6 +12,6 @@ module costs a node milliseconds and megabytes.
     job/      a job on this node: prepare, start, supervise, status, logs, stop
     host/     the host itself: GPUs, disks, kernel log, network, interpreter
     stacks/   stack dumps of the ranks
-    slurm/    a job on a Slurm cluster, run where Slurm's commands are
+    slurm/    a job on a Slurm cluster, run on a host that has Slurm's commands
     shims/    small standalone programs that launchers put into a process's folder
 """

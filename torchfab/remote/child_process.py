@@ -126,7 +126,7 @@ def _become(
 
 
 def _close_all_but(kept_fd: int) -> None:
-    # Our own descriptors are close-on-exec; those that this process inherited may not be.
+    # Descriptors that this process opened are close-on-exec; those that it inherited may not be.
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) != kept_fd:
             try:

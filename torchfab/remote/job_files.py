@@ -12,7 +12,7 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
             ready               pid of the supervisor, written once it is up
             started.json        pids, start times, boot id
             ranks.json          the ranks found below the process: pid, start, end, exit code
-            cgroup.json         the control group of what its supervisor has started
+            cgroup.json         the control group of the process and its descendants
             ranks-ended             exists once a requested end has ended all ranks; their launcher may still run
             exit.json           exit code or signal of the process, and the time
             output.log          stdout and stderr of the process
@@ -64,7 +64,7 @@ def job_folder(node_dir: str, job_id: str, node_rank: int) -> str:
 
 
 def folder_of(request: dict[str, Any]) -> str:
-    """Return the folder of the job on the node that a request names.
+    """Return the folder of the job that a request names, on its node.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def write_json(path: str, value: Any) -> None:
     path : str
         The file; it gets mode 0600.
     value : object
-        Anything that JSON has.
+        Any JSON value.
     """
     text = light_stdlib.dumps(value)
     try:
@@ -171,7 +171,7 @@ def release_space(path: str) -> None:
     for placeholder in _placeholders(path):
         try:
             os.unlink(placeholder)
-        except OSError:  # used, or never reserved
+        except OSError:  # already used, or never reserved
             pass
 
 
@@ -205,7 +205,7 @@ def read_json(path: str) -> Any:
     Returns
     -------
     object
-        Its content; None where the file is missing, unreadable or not JSON.
+        Its content; None if the file is missing, unreadable or not JSON.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -240,7 +240,7 @@ def remove_job_folder(folder: str) -> None:
     Parameters
     ----------
     folder : str
-        As `files.job_folder` returns it.
+        As `job_folder` returns it.
     """
     import shutil  # imported here: a successful launch removes nothing
 

@@ -1,8 +1,8 @@
 """Parts of the standard library without the modules that make their import slow.
 
 A launch starts two interpreters on each node. `json`, `signal` and `ctypes` import `re`, `enum`, `functools` and more,
-which takes as long as the start of the interpreter itself. Here are the C functions below them. They are private parts
-of CPython: where one is missing or differs, the public module takes its place.
+which takes as long as the start of the interpreter itself. This module uses the C functions below them, which are
+private parts of CPython: if one is missing or differs, the public module is used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def signal_name(number: int) -> str:
 
 
 class _Decoding:
-    """What the C scanner reads from a `json.JSONDecoder`."""
+    """The attributes that the C scanner reads from a `json.JSONDecoder`."""
 
     strict = True
     object_hook = object_pairs_hook = None
@@ -73,7 +73,7 @@ def _codec() -> tuple[Callable[[str, int], Any], Callable[[Any, int], Any]] | No
         value = {"a": [1, -2.5e3, True, None, "é\n"], "b": {}}
         text = "".join(encode(value, 0))
         return (scan, encode) if scan(text, 0) == (value, len(text)) else None
-    except Exception:  # another version, or another Python
+    except Exception:  # another version or implementation of Python
         return None
 
 
@@ -100,7 +100,7 @@ def loads(text: str) -> Any:
     Raises
     ------
     ValueError
-        It is not JSON.
+        The text is not JSON.
     """
     text = text.strip(" \t\n\r")
     try:
@@ -108,7 +108,7 @@ def loads(text: str) -> Any:
             value, end = _CODEC[0](text, 0)
             if end == len(text):
                 return value
-    except (StopIteration, SystemError, ValueError):  # no JSON; the scanner misses the class of the exception
+    except (StopIteration, SystemError, ValueError):  # not JSON; the scanner lacks the class of the exception
         pass
     import json
 
@@ -131,7 +131,7 @@ def dumps(value: Any) -> str:
     Raises
     ------
     TypeError
-        It has other parts.
+        The value has parts of other types.
     """
     if _CODEC is None:
         import json
@@ -154,7 +154,7 @@ def sha256(data: bytes = b"") -> Any:
     Returns
     -------
     object
-        With `update` and `hexdigest`.
+        It has `update` and `hexdigest`.
     """
     for module in ("_sha2", "_sha256"):  # since Python 3.12; before
         try:
@@ -184,7 +184,7 @@ def c_function(name: str) -> Callable[..., int]:
     """
     try:
         function = _light_c_function(name)
-    except Exception:  # another version, or another Python
+    except Exception:  # another version or implementation of Python
         import ctypes
 
         function = ctypes.CDLL(None)[name]

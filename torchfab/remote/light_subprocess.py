@@ -1,4 +1,4 @@
-"""Run a program and take its output, without the import of `subprocess`, which takes as long as the program."""
+"""Run a program and return its output without importing `subprocess`, which takes as long as the program."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def run(
     Returns
     -------
     tuple of (int, str, str)
-        Its exit code, negative for a signal, and what it wrote to stdout and to stderr.
+        Its exit code, negative for a signal, its stdout and its stderr.
 
     Raises
     ------
     OSError
-        It cannot be started.
+        The program cannot be started.
     ProgramTimeoutError
-        It did not end in time.
+        The program did not end in time.
     """
     deadline = time.monotonic() + timeout_s
     readers, process = _start(argv, cwd or os.curdir, os.environ if env is None else env)
@@ -85,7 +85,7 @@ def _start(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> tuple[list[
 
 
 def _read(readers: list[int], deadline: float) -> list[list[bytes]]:
-    """Return what was written to each pipe until all writers have closed them, or the deadline has passed."""
+    """Return the data written to each pipe until all writers have closed them, or the deadline has passed."""
     found: dict[int, list[bytes]] = {reader: [] for reader in readers}
     poll = select.poll()
     for reader in readers:

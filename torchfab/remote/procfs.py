@@ -22,7 +22,7 @@ _CGROUP_ROOT = "/sys/fs/cgroup"
 def int_or_none(text: str) -> int | None:
     """Return the number that a text consists of: ASCII digits only.
 
-    `²` counts as a digit too, and int() refuses thousands of digits, so both are excluded.
+    `²` counts as a digit, too, and int() rejects thousands of digits, so both are excluded.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:  # gone, or not readable by this user
+    except OSError:  # it does not exist, or this user may not read it
         return b""
 
 
@@ -76,7 +76,7 @@ def boot_id() -> str:
 
 
 def clock() -> list[Any]:
-    """Return the time since the machine's boot, which nobody can set.
+    """Return the time since the machine's boot, which cannot be set, unlike the clock.
 
     Returns
     -------
@@ -285,7 +285,7 @@ def environment(pid: int) -> dict[str, str]:
 
 
 def raw_environment(pid: int) -> bytes:
-    """Return the environment that a process was started with, as the kernel has it.
+    """Return the environment that a process was started with, in the kernel's form.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def raw_environment(pid: int) -> bytes:
     Returns
     -------
     bytes
-        `NAME=value` with a NUL after each; empty when it cannot be read.
+        `NAME=value` with a NUL after each; empty if it cannot be read.
     """
     raw = _read(f"/proc/{pid}/environ")
     if raw or stat_fields(pid)[:1] != ["Z"]:
@@ -507,8 +507,8 @@ def user_name(uid: int) -> str:
 def running_program(path: str) -> list[int]:
     """Return the processes of `python -I -S <path>`.
 
-    The arguments are compared by position: the tmux server keeps the command line of the client that started it, and
-    that line ends with the command of the first supervisor.
+    The arguments are compared by position: the tmux server has the command line of the client that started it, which
+    ends with the command of the first supervisor.
 
     Parameters
     ----------
@@ -533,7 +533,7 @@ def await_end(pids: Iterable[int], timeout_s: float) -> None:
     pids : iterable of int
         The processes.
     timeout_s : float
-        Seconds, for all of them together.
+        Time limit for all of them together, in seconds.
     """
     deadline = time.monotonic() + timeout_s
     for pid in pids:
@@ -576,7 +576,7 @@ def oom_kills(pid: str = "self") -> int | None:
     Returns
     -------
     int or None
-        None where the control group does not report it.
+        None if the control group does not report it.
     """
     for line in lines(f"/proc/{pid}/cgroup"):
         hierarchy, _, rest = line.partition(":")

@@ -1,8 +1,8 @@
 """Serve the launch machine: one JSON request per line on stdin, JSON answers on stdout.
 
 An answer is framed as `\x1e<length>\n<JSON>`, so that the launch machine can skip what a login shell prints before it.
-One interpreter serves all phases of a command, so phase two finds in memory what phase one made. When the launch
-machine disconnects without having sent `commit`, everything that was prepared and started here is rolled back.
+One interpreter serves all phases of a command, so phase two has the results of phase one in memory. When the launch
+machine disconnects without having sent `commit`, both phases are rolled back on this node.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Server:
             self._rollback()
 
     def _next_line(self) -> bytes:
-        # A launch machine that dies, or whose link is cut, does not close the connection. Without this timeout, a job
-        # that is not committed would run until the kernel gives up the connection, hours later.
+        # A launch machine that crashes, or whose network link fails, does not close the connection. Without this
+        # timeout, a job that is not committed would run until the kernel gives up the connection, hours later.
         signal.alarm(self.idle_timeout_s)
         line = sys.stdin.buffer.readline()
         signal.alarm(0)
@@ -136,7 +136,7 @@ class Server:
             answer = self._operation(request["op"])(request)
         except BrokenPipeError:
             raise
-        except Exception as error:  # a bug of ours or a fault of the machine: reported to the user with its location
+        except Exception as error:  # a bug in torchfab or a fault of the machine: reported with its location
             import traceback
 
             trace = traceback.format_exc(limit=-3)
@@ -167,7 +167,7 @@ class Server:
                 data = data[os.write(self.out, data) :]
 
     def _stream(self, stream: Callable[[dict[str, Any], Server], dict[str, Any]], request: dict[str, Any]) -> Any:
-        """Run a stream and send heartbeats: without them, a cut link would look like a quiet one."""
+        """Run a stream and send heartbeats, without which a broken link could not be told from an idle one."""
         import threading
 
         finished = threading.Event()
@@ -191,7 +191,7 @@ class Server:
         Parameters
         ----------
         timeout_s : float
-            Seconds to wait for that. Default 0.
+            Seconds to wait for it. Default 0.
 
         Returns
         -------
@@ -199,12 +199,12 @@ class Server:
             True once it is closed.
         """
         readable, _, _ = select.select([0], [], [], timeout_s)
-        return bool(readable)  # the launch machine sends nothing during a stream: readable means end of file
+        return bool(readable)  # the launch machine sends no data during a stream: readable means end of file
 
     # ---- operations that keep state in this object, called with the request; the others are in ANSWERS and STREAMS
 
     def on_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run phase one: check this node and make the job's folder.
+        """Run phase one: check this node and create the job's folder.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class Server:
         return {"problems": [{"what": problem, "fix": ""}]} if problem else {}
 
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run phase two: bring up the supervisor, which waits at the start barrier.
+        """Run phase two: start the supervisor, which waits at the start barrier.
 
         Parameters
         ----------
@@ -267,7 +267,7 @@ class Server:
         return start(self.preparation.folder, request, self.preparation.environ)
 
     def on_commit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Release the processes from the start barrier and keep everything; all nodes are ready.
+        """Release the processes from the start barrier, because all nodes are ready; nothing is rolled back any more.
 
         Parameters
         ----------
@@ -277,7 +277,7 @@ class Server:
         Returns
         -------
         dict
-            As `torchfab.remote.job.start.release` returns it; empty where nothing was started.
+            As `torchfab.remote.job.start.release` returns it; empty if nothing was started.
         """
         answer = self._release() if self.started is not None else {}
         if answer.get("problems"):
@@ -375,7 +375,7 @@ class Server:
     # ---- Slurm (this node has its commands)
 
     def on_slurm_submit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Submit a job with sbatch; it is cancelled again unless `commit` follows.
+        """Submit a job with sbatch; it is cancelled unless `commit` follows.
 
         Parameters
         ----------
@@ -447,7 +447,7 @@ def read_clock(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
-    """Return the function that redacts the secrets of the job in the request; None where there is nothing to hide."""
+    """Return the function that redacts the secrets of the job in the request; None if there are none."""
     if not request.get("mask_key"):
         return None
     folder = request.get("folder") or (job_files.folder_of(request) if "job_id" in request else "")
@@ -459,7 +459,7 @@ def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
 
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
-    # Imported on demand: a status request does not pay for the modules of a launch.
+    # Imported on demand, so that a status request does not import the modules of a launch.
     return getattr(importlib.import_module(f"torchfab.remote.{module}"), name)  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,8 @@
 """The private tmux server of torchfab on a node (`tmux -L torchfab`): one session per job and node.
 
 tmux gets only arguments that are safe by construction: session and window names of letters, digits, `-` and `_`, and
-the path of `node.py`. Everything else (argv, environment, working directory) is in files, so that user text never meets
-tmux's limit of 16 KB, its format expansion (`#{...}`) or its special meaning of a trailing `;`.
+the path of `node.py`. Everything else (argv, environment, working directory) is in files, so that user text is not
+affected by tmux's limit of 16 KB, its format expansion (`#{...}`) or its special meaning of a trailing `;`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def version() -> tuple[int, int]:
 
     Raises
     ------
-    Unusable
+    TmuxUnusableError
         tmux is not installed, or does not run.
     """
     try:
@@ -173,7 +173,7 @@ def close_session(session: str) -> None:
     session : str
         Its exact name.
     """
-    if not _is_listening(_socket()):  # the last process has ended, and the server with it
+    if not _is_listening(_socket()):  # the last process has ended, and the server has ended with it
         _remove_stale_socket()
         return
     run("kill-session", "-t", f"={session}")

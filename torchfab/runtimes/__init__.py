@@ -1,4 +1,4 @@
-"""Runtimes: where a job lives, and how it is queried and stopped there. They do not know launchers.
+"""Runtimes: the systems that run a job, and how to query and stop it there. They are independent of launchers.
 
 A runtime is a module that has the functions of `Runtime`; one of a cluster's own scheduler also has those of
 `BatchRuntime`. mypy checks this in `load` and `load_batch`.
@@ -48,16 +48,16 @@ class StopReport:
     ended_ranks, killed_ranks : int
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     ranks_s : float
-        How long the slowest rank that ended by itself took, in seconds.
+        Time that the slowest rank that ended by itself took, in seconds.
     unfinished_ranks : int
-        Number of killed ranks that still handled the signal.
+        Number of killed ranks whose signal handler was still running.
     writing : tuple of str
-        The files that those had open for writing.
+        The files that these ranks had open for writing.
     proof : str
-        By which means it is known that no process is left: "cgroup", "proc", "slurm", "kubernetes"; empty: unknown.
+        The source that confirms that no process is left: "cgroup", "proc", "slurm", "kubernetes"; empty: unknown.
     cleared_files, cleared_bytes, cleared_folders : int
-        What processes had left outside the job's folder, and was removed: files of shared memory with their size, and
-        temporary folders.
+        Number of files in shared memory that the job left behind and that were removed, their size, and the number of
+        removed temporary folders.
     """
 
     node: Node
@@ -126,12 +126,17 @@ class CheckpointWatch(Protocol):
     """Open connections to the hosts that see the files of a job's checkpoints."""
 
     def look(self, requests: Mapping[int, Mapping[str, Any]]) -> Mapping[Node, CheckpointAnswer | TorchfabError]:
-        """Return what has changed on each host.
+        """Find the files that have changed on each host.
 
         Parameters
         ----------
         requests : Mapping of int to Mapping
             `folders`, `since`, `busy` by node rank, as `torchfab.remote.job.checkpoint_files.look` takes them.
+
+        Returns
+        -------
+        Mapping of Node to CheckpointAnswer or TorchfabError
+            The changed files, or why the host did not report them.
         """
 
     def close(self) -> None:
@@ -139,36 +144,77 @@ class CheckpointWatch(Protocol):
 
 
 class Runtime(Protocol):
-    """What every command can do with a job, whichever runtime it lives in."""
+    """The operations that every runtime has on its jobs."""
 
     @property
     def NAME(self) -> str:  # noqa: N802  # a constant of the module
         """Name of the runtime, as in the record."""
 
     def status(self, record: Record) -> JobStatus:
-        """Return the state of the job on each of its nodes; a node without an answer is `unreachable`."""
-
-    def follow(self, record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
-        """Yield the log lines of the job, and the end of each node.
+        """Query the status of the job on each of its nodes.
 
         Parameters
         ----------
+        record : Record
+            The job.
+
+        Returns
+        -------
+        JobStatus
+            A node without an answer is `unreachable`.
+        """
+
+    def follow(self, record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
+        """Yield the log lines of the job, and its end on each node.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
         request : Mapping
             `follow` (bool), `lines` (int or None for all), `ranks` (list of int or None), `grep` (str or None).
         nodes : sequence of Node, optional
-            Default: all nodes of the job.
+            Follow these nodes only. Default: all.
+
+        Returns
+        -------
+        iterator of Event
+            Ends when the job has ended, or without `follow` when the existing lines are read.
         """
 
     def evidence(self, record: Record) -> Evidence:
-        """Return what is known of why the job ended as it did."""
+        """Collect the evidence of why the job ended.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+
+        Returns
+        -------
+        Evidence
+            Logs, error files and status by node.
+        """
 
     def stacks(self, record: Record, request: Mapping[str, Any]) -> StackDump:
-        """Return the stack of each rank.
+        """Collect the stacks of all ranks.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+        request : Mapping
+            `ranks`, `native`, `timeout_s`, `signal`: as `torchfab.remote.stacks.dump.answer` takes them.
+
+        Returns
+        -------
+        StackDump
+            The stacks by node, and the errors of the nodes that did not answer.
 
         Raises
         ------
         TorchfabError
-            The runtime cannot look into its processes.
+            The runtime cannot inspect its processes.
         """
 
     def profile(self, record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
@@ -181,17 +227,39 @@ class Runtime(Protocol):
         """
 
     def stop(self, record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
-        """End the job on its nodes, or on some: SIGTERM, `grace_s` seconds, SIGKILL; return what was left."""
+        """Stop the job: SIGTERM, after `grace_s` seconds SIGKILL, then a check that no process is left.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+        grace_s : float
+            Seconds between SIGTERM and SIGKILL.
+        nodes : sequence of Node, optional
+            Stop it on these nodes only. Default: all.
+
+        Returns
+        -------
+        tuple of StopReport
+            One for each node.
+        """
 
     def signal(self, record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
         """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
 
         Parameters
         ----------
+        record : Record
+            The job.
         name : str
             Its name: `SIGUSR1`.
         ranks : sequence of int, optional
             Which ranks. None: all.
+
+        Returns
+        -------
+        tuple of SignalReport
+            One for each node.
 
         Raises
         ------
@@ -200,22 +268,68 @@ class Runtime(Protocol):
         """
 
     def watch_checkpoints(self, record: Record) -> CheckpointWatch:
-        """Return a watch of the files of the job's checkpoints; the caller closes it.
+        """Open connections to the hosts that see the files of the job's checkpoints.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+
+        Returns
+        -------
+        CheckpointWatch
+            The caller closes it.
 
         Raises
         ------
         TorchfabError
-            The runtime cannot look into the job's files.
+            The runtime cannot read the job's files.
         """
 
     def attach_argv(self, record: Record, node: Node, window: str) -> tuple[str, ...]:
-        """Return the command that opens a terminal on a process of the job."""
+        """Return the command that opens a terminal on a process of the job.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+        node : Node
+            The node.
+        window : str
+            Name of the tmux window; empty: the current one.
+
+        Returns
+        -------
+        tuple of str
+            The command.
+        """
 
     def forget(self, record: Record) -> dict[str, TorchfabError]:
-        """Remove the job's folders from its nodes; return why that failed, by host."""
+        """Remove the job's folders from its nodes.
+
+        Parameters
+        ----------
+        record : Record
+            The job; it has ended.
+
+        Returns
+        -------
+        dict of str to TorchfabError
+            Errors by host; empty if all folders are removed.
+        """
 
     def machines(self, record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
-        """Return the machines of the job, and what names the job there (None: nothing).
+        """Return the machines of the job.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+
+        Returns
+        -------
+        list of tuple
+            Node, and the fields that identify the job in requests to it (None: the node cannot be queried for the job).
 
         Raises
         ------
@@ -225,20 +339,47 @@ class Runtime(Protocol):
 
 
 class BatchRuntime(Runtime, Protocol):
-    """A runtime that hands a job over to a cluster's own scheduler."""
+    """A runtime that submits jobs to a cluster's own scheduler."""
 
     def submit(self, record: Record, submission: Submission) -> dict[str, Any]:
-        """Hand over the job; return what the record has to keep, such as the scheduler's id of it.
+        """Submit the job.
+
+        Parameters
+        ----------
+        record : Record
+            The job.
+        submission : Submission
+            The rendered job and its options.
+
+        Returns
+        -------
+        dict
+            Details for the record, such as the scheduler's id of the job.
 
         Raises
         ------
         TorchfabError
-            It was not accepted, or what had been accepted was removed again.
+            The scheduler rejected the job, or the submission was rolled back.
         """
 
 
 def load(name: str) -> Runtime:
-    """Return a runtime by its name. Its module is imported only when a job needs it."""
+    """Return a runtime by its name. Its module is imported only when a job needs it.
+
+    Parameters
+    ----------
+    name : str
+        Its name: `tmux`.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    TorchfabError
+        There is no such runtime: the record was written by another version.
+    """
     if name == "tmux":
         from torchfab.runtimes import tmux
 
@@ -248,6 +389,15 @@ def load(name: str) -> Runtime:
 
 def load_batch(name: str) -> BatchRuntime:
     """Return the runtime of a scheduler by its name.
+
+    Parameters
+    ----------
+    name : str
+        Its name: `slurm`.
+
+    Returns
+    -------
+    module
 
     Raises
     ------

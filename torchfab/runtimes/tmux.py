@@ -66,11 +66,11 @@ if TYPE_CHECKING:
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
-# Outcome of a launch that failed in the first or second half of phase two and was rolled back.
+# Summaries of a launch that failed in the first or second half of phase two and was rolled back.
 _OUTCOMES = {
     "running --before": "nothing was started",
     "starting": "nothing was started",
-    "confirming": "what had started was stopped again",
+    "confirming": "the processes that had started were stopped again",
 }
 
 Progress = Callable[[str, int, int], None]
@@ -85,7 +85,7 @@ class PreparedNode:
     node : Node
         The node.
     facts : NodeFacts
-        What it reported.
+        The facts that it reported.
     sent, received : float
         When the request was sent and its answer received, by this machine's clock, in seconds since the epoch.
     """
@@ -127,7 +127,7 @@ class Prepared:
     sessions : dict of int to Session
         Open sessions, by node rank.
     answers : dict of int to PreparedNode
-        What the nodes reported, by node rank.
+        The facts that the nodes reported, by node rank.
     """
 
     settings: ConnectionSettings
@@ -141,7 +141,7 @@ class Prepared:
         return [self.answers[node.rank].plan_facts for node in self.nodes]
 
     def close(self) -> None:
-        """Close all sessions. Nodes roll back by themselves what was prepared and not committed."""
+        """Close all sessions. Nodes roll back by themselves a preparation that was not committed."""
         for session in list(self.sessions.values()):  # after Ctrl-C, threads may still add sessions
             session.close()
 
@@ -205,7 +205,7 @@ def prepare(
             else:
                 prepared.answers[connection.node.rank] = result
             progress("preparing", len(prepared.answers), len(nodes))
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # also Ctrl-C
         prepared.close()
         raise
     if reasons:
@@ -216,7 +216,7 @@ def prepare(
 
 
 def _patience_s(nodes: int, settings: ConnectionSettings, job: Job) -> int:
-    """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
+    """Return for how many seconds a node waits for the next request, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
     hooks_s = job.setup_timeout_s + (job.hook_timeout_s if job.before else 0)
     phases_s = settings.prepare_timeout_s + settings.start_timeout_s + hooks_s
@@ -280,7 +280,7 @@ def _in_order(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node]) -> di
 
 
 def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
-    """Start all processes of the plan, on all nodes at once; if one fails, stop what has started.
+    """Start all processes of the plan, on all nodes at once; if one fails, stop those that have started.
 
     First every node starts the supervisors of its processes; then all supervisors are released. If a node fails in the
     first half, no process has started on any node. The sessions stay open: the caller records the running job first.
@@ -288,7 +288,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     Parameters
     ----------
     plan : Plan
-        What runs on which node, and the order in which nodes start.
+        The processes of each node, and the order in which nodes start.
     prepared : Prepared
         Result of `prepare`.
     progress : callable
@@ -297,7 +297,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     Raises
     ------
     HostsFailedError
-        With one reason for each node that failed. No process of the job runs then, except where the message says so.
+        With one reason for each node that failed. No process of the job is left running unless the message says so.
     """
     timeout_s = prepared.settings.start_timeout_s
     # Longer than the timeout on the node, whose own error says which process did not start in time.
@@ -325,7 +325,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         for phase, wave in itertools.product(phases, plan.start_order):
             for step in phases[phase]:
                 _run_step(phase, step, wave, plan, prepared, progress)
-    except BaseException as error:  # Ctrl-C too
+    except BaseException as error:  # also Ctrl-C
         problem = _with_unconfirmed_hosts(error, _roll_back(plan, prepared), plan)
         if problem is None:
             raise
@@ -353,8 +353,8 @@ def _with_unconfirmed_hosts(error: BaseException, unsure: Sequence[str], plan: P
     """Return the error extended by the hosts on which the failed launch may still run; None if there are none."""
     if not unsure:
         return None
-    left = f"{fold(unsure)} did not confirm that nothing of it runs there"
-    fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}"
+    left = f"{fold(unsure)} did not confirm that no process of it runs there"
+    fix = f"it ends by itself once it notices the failure; to make sure: fab stop {plan.job.name}"
     problem: TorchfabError
     if isinstance(error, HostsFailedError):
         summary = _failure_summary(error.reasons, [each.node for each in plan.nodes], left)
@@ -402,9 +402,9 @@ def before_request(plan: Plan, each: NodePlan, timeout_s: float) -> BeforeReques
     plan : Plan
         The plan of the job.
     each : NodePlan
-        The processes of the node; the first one's environment is that of the hook.
+        The processes of the node; the hook gets the environment of the first one.
     timeout_s : float
-        Seconds that it may take.
+        Time limit of the hook, in seconds.
 
     Returns
     -------
@@ -438,8 +438,8 @@ def _process_spec(plan: Plan, each: NodePlan, process: Process) -> ProcessSpec:
 
 
 def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
-    """Stop what has started; return the hosts on which a process may still run."""
-    # A node that got no `commit` rolls back when the session closes. Asking for the rollback also confirms it.
+    """Stop all processes that have started; return the hosts on which one may still run."""
+    # A node that got no `commit` rolls back when the session closes. An explicit request also confirms the rollback.
     timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
 
     def roll_back(each: NodePlan) -> launch.StopReport:
@@ -501,7 +501,20 @@ def _explain_lost(record: Record, found: NodeStatus) -> NodeStatus:
 
 
 def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
-    """Request the stacks of all ranks from all nodes at once; see `tmux_stacks.stacks`."""
+    """Request the stacks of all ranks from all nodes at once; see `tmux_stacks.stacks`.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    request : Mapping
+        `ranks`, `native`, `timeout_s`, `signal`: as `torchfab.remote.stacks.dump.answer` takes them.
+
+    Returns
+    -------
+    StackDump
+        The stacks by node, and the errors of the nodes that did not answer.
+    """
     from torchfab.runtimes import tmux_stacks
 
     return tmux_stacks.stacks(record, request)
@@ -566,7 +579,7 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     targets = record.nodes if nodes is None else nodes
     begun, timeout_s = time.monotonic(), grace_s + record.settings.answer_timeout_s
     with SessionPool(targets, record.settings) as sessions:
-        # First the ranks of all nodes, then the launchers: those of one node serve the ranks of others.
+        # End the ranks of all nodes before any launcher: the launcher of one node serves the ranks of others.
         first = dict(sessions.request(functools.partial(_end_ranks_request, record, grace_s), timeout_s))
         earlier_s = time.monotonic() - begun
         left_s = max(0.0, grace_s - earlier_s)
@@ -652,7 +665,7 @@ def signal_report(node: Node, answer: SignalAnswer | TorchfabError) -> SignalRep
     node : Node
         The node.
     answer : SignalAnswer or TorchfabError
-        What it answered, or why it did not.
+        Its answer, or the reason why there is none.
 
     Returns
     -------
@@ -681,7 +694,7 @@ class _CheckpointWatch:
 
 
 def watch_checkpoints(record: Record) -> CheckpointWatch:
-    """Return a watch of the files of the job's checkpoints on all its nodes.
+    """Open connections to all nodes of the job, to watch the files of its checkpoints.
 
     Parameters
     ----------

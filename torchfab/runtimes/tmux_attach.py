@@ -9,9 +9,8 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
-from torchfab.remote.tmux import SERVER
 
-# Options of a configuration file that would end a job, or keep the server after the last one.
+# Options that a configuration file may set and that would end a job, or keep the server after its last session.
 _KEEPING = (
     *(";", "set-option", "-s", "exit-unattached", "off", ";", "set-option", "-s", "exit-empty", "on"),
     *(";", "set-option", "-g", "destroy-unattached", "off", ";", "set-option", "-gw", "remain-on-exit", "off", ";"),
@@ -36,10 +35,12 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
         The command.
     """
     conf = record.settings.tmux_conf
-    detach = f"the keys of {conf} that detach" if conf else "Ctrl-B, then D"
+    detach = f"the detach key of {conf}" if conf else "Ctrl-B, then D"
     write_err(f"to leave it running: {detach}; Ctrl-C stops the process")
     target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
-    # TMUX is set where this terminal is one of tmux, which refuses to attach then.
+    # TMUX is set if this terminal runs inside tmux, which then refuses to attach.
+    from torchfab.remote.tmux import SERVER
+
     head, attach = ("env", "-u", "TMUX", *SERVER), ("attach-session", "-t", target)
     if node.is_local:
         source = ("source-file", "-q", os.path.expanduser(conf), *_KEEPING) if conf else ()
@@ -50,7 +51,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 
 
 def _shell_path(path: str) -> str:
-    """Quote a path for the node's shell, which knows the user's home folder."""
+    """Quote a path for the node's shell, which expands `~` to the user's home folder."""
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
 
 

@@ -1,4 +1,4 @@
-"""Fetch the results of a function call from the nodes of a job: in chunks, into files of this machine."""
+"""Fetch the results of a function call from the nodes of a job, in chunks, into local files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Outcome:
 
 
 def outcomes(record: Record) -> dict[int, Outcome]:
-    """Ask all nodes how the call ended on their ranks.
+    """Query all nodes for how the call ended on their ranks.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def outcomes(record: Record) -> dict[int, Outcome]:
     Returns
     -------
     dict of int to Outcome
-        By rank; ranks that left nothing, because they were killed or still run, are missing.
+        By rank; ranks without a result, because they were killed or still run, are missing.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def outcomes(record: Record) -> dict[int, Outcome]:
             found.update({each.rank: Outcome(node, each) for each in result.value.ranks})
     if failed:
         raise HostsFailedError(
-            f"{len(failed)} of {len(record.nodes)} hosts did not say what their ranks returned", failed
+            f"{len(failed)} of {len(record.nodes)} hosts did not report the results of their ranks", failed
         )
     return dict(sorted(found.items()))
 
@@ -105,7 +105,7 @@ def fetch(record: Record, wanted: dict[int, Outcome], kind: Kind, folder: Path) 
 
 def _copy(record: Record, outcome: Outcome, kind: Kind, path: Path, session: Session) -> None:
     size, done = outcome.of_rank.files[kind], 0
-    # Without the key of the job's secrets, by which the node would look for them in the data.
+    # Without the redaction key: with it, the node would search the data for the job's secrets.
     fields = {**address(record, outcome.node), "mask_key": ""}
     with path.open("wb") as file:
         while done < size:

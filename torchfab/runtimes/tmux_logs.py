@@ -43,7 +43,7 @@ def address(record: Record, node: Node) -> dict[str, Any]:
 
 
 class _NodeLogs:
-    """What has been read of the logs of one node: the offsets up to which each file is read."""
+    """Read position in the logs of one node: the offset up to which each file is read."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -53,16 +53,31 @@ class _NodeLogs:
         self.pending_lines: list[LogLine] = []
         self.is_done = False
 
-    def events(self, update: LogsFrame | TorchfabError) -> Iterator[Event]:
-        """Yield the events of a frame, or of a lost connection."""
+    def events(self, update: Sequence[LogsFrame] | TorchfabError) -> Iterator[Event]:
+        """Yield the events of new frames, or of a lost connection; all lines between other events in one event."""
         if isinstance(update, TorchfabError):
             self.pending_lines = []
             yield ContactLost(self.node, update)
             return
-        self.pending_lines += update.lines
-        if update.offsets is not None:
-            yield Lines(self.node, self.pending_lines)
-            self.offsets, self.pending_lines = update.offsets, []
+        lines: list[LogLine] = []
+        for frame in update:
+            self.pending_lines += frame.lines
+            if frame.offsets is not None:
+                lines += self.pending_lines
+                self.offsets, self.pending_lines = frame.offsets, []
+            if frame.past or frame.failed or frame.end or frame.problems:
+                yield from self._new_lines(lines)
+                lines = []
+                yield from self._state_events(frame)
+            if self.is_done:
+                return
+        yield from self._new_lines(lines)
+
+    def _new_lines(self, lines: Sequence[LogLine]) -> Iterator[Event]:
+        if lines:
+            yield Lines(self.node, lines)
+
+    def _state_events(self, update: LogsFrame) -> Iterator[Event]:
         if update.past:
             yield BacklogRead(self.node)
         now = time.time()

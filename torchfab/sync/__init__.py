@@ -1,1 +1,1 @@
-"""Copies of files with rsync: `fab sync` to all hosts, `fab pull` from them. Pure, but for gitignore and processes."""
+"""Copy files with rsync: `fab sync` to all hosts, `fab pull` from them. Pure, except for gitignore and processes."""

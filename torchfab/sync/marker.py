@@ -1,4 +1,4 @@
-"""A file in a directory by which a node recognizes that it sees this very directory."""
+"""A marker file: a node that finds it shares the directory with the launch machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = ".torchfab-sync-"
 
 @contextmanager
 def marker_file(source: str, token: str) -> Iterator[str]:
-    """Create a marker, and remove it at the end; remove those whose process was killed.
+    """Create a marker file, and remove it on exit. Markers that killed processes left behind are removed, too.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def marker_file(source: str, token: str) -> Iterator[str]:
     Raises
     ------
     OSError
-        It cannot be created.
+        The file cannot be created.
     """
     path = Path(source, f"{PREFIX}{token}")
     marker = _create(path)
@@ -61,10 +61,10 @@ def _create(path: Path) -> int:
 def _remove_unlocked(folder: Path) -> None:
     """Remove the markers of processes of this machine that have ended."""
     for path in folder.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # locked, or gone meanwhile
+        with suppress(OSError):  # locked, or removed meanwhile
             marker = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if os.read(marker, 256) == os.fsencode(socket.gethostname()):  # locks of others may not be seen here
+                if os.read(marker, 256) == os.fsencode(socket.gethostname()):  # other machines may not see our locks
                     fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
             finally:

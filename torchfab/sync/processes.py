@@ -1,4 +1,4 @@
-"""The rsync processes of one command: run to their end, or ended together on Ctrl-C."""
+"""Run the rsync processes of one command, and terminate them together on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_STDERR = 1 << 20
 
 
 class RsyncProcesses:
-    """The rsync processes that run, so that none outlives its command."""
+    """The running rsync processes, so that none outlives its command."""
 
     def __init__(self) -> None:
         self.running: set[subprocess.Popen[bytes]] = set()
@@ -28,7 +28,7 @@ class RsyncProcesses:
         argv : sequence of str
             The command.
         stdin : bytes
-            What it reads. Default: nothing.
+            Its standard input. Default: empty.
         progress : callable, optional
             Called with each piece of its output. Default: none.
 

@@ -1,7 +1,7 @@
-"""Which files to copy from which host, and where to: one copy of what is equal, a folder per host of what is not. Pure.
+"""Plan which files to copy from which host: equal files once, different ones into a folder per host. Pure.
 
-A checkpoint that every host writes a part of becomes one folder again: hosts are kept apart only where the same file
-differs between them.
+If every host writes a part of a checkpoint, the parts are copied into one folder: hosts get separate folders only
+for files that differ between them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torchfab.core.specs import Node
 
 @dataclass(frozen=True)
 class Match:
-    """What one pattern stands for on one host.
+    """One match of a pattern on one host.
 
     Parameters
     ----------
     node : Node
         The host.
     base, name : str
-        The folder that names are relative to, and what matched.
+        The folder that names are relative to, and the name that matched.
     files : Mapping of str to int
         Sizes in bytes by name.
     links : Mapping of str to str
@@ -40,20 +40,20 @@ class Match:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Files to copy from one host into one folder here.
+    """Files to copy from one host into one local folder.
 
     Parameters
     ----------
     node : Node
         The host.
     base : str
-        The folder there that the names are relative to.
+        The folder on the host that the names are relative to.
     folder : str
-        The folder here, relative to that of `--to`; empty for that itself.
+        The local folder, relative to that of `--to`; empty: that folder itself.
     files : Mapping of str to int
         Sizes in bytes by name.
     links : Mapping of str to str
-        Symbolic links to make here: targets by name.
+        Targets of the symbolic links to make, by name.
     """
 
     node: Node
@@ -72,7 +72,7 @@ Place = tuple[int, str, str]  # node rank, base, name of a file
 
 
 def check_name(name: str) -> None:
-    """Check that a name which a host sent stays inside of the folder that it is copied into.
+    """Check that a name sent by a host is inside the folder that files are copied into.
 
     Parameters
     ----------
@@ -82,10 +82,11 @@ def check_name(name: str) -> None:
     Raises
     ------
     HostError
-        It does not.
+        The name is outside.
     """
     if name.startswith("/") or "\0" in name or ".." in PurePosixPath(name).parts or not name:
-        raise HostError(f"it sent a name that would leave the folder: {name!r}", "is torchfab's program there intact?")
+        problem = f"it sent a name that would leave the folder: {name!r}"
+        raise HostError(problem, "check that the host runs torchfab's program unmodified")
 
 
 def shared_files(matches: Iterable[Match]) -> dict[str, list[Place]]:
@@ -94,12 +95,12 @@ def shared_files(matches: Iterable[Match]) -> dict[str, list[Place]]:
     Parameters
     ----------
     matches : iterable of Match
-        Of all hosts.
+        The matches of all hosts.
 
     Returns
     -------
     dict of str to list of Place
-        Where they are, by name.
+        Their places, by name.
     """
     places: dict[str, dict[int, tuple[str, int]]] = {}
     for match in matches:
@@ -113,14 +114,14 @@ def shared_files(matches: Iterable[Match]) -> dict[str, list[Place]]:
 
 
 def differing_names(matches: Sequence[Match], digests: Mapping[Place, str]) -> set[str]:
-    """Return the names that stand for different content on different hosts.
+    """Return the names whose content differs between hosts.
 
     Parameters
     ----------
     matches : sequence of Match
-        Of all hosts.
+        The matches of all hosts.
     digests : Mapping of Place to str
-        Of the files that `shared_files` returns; one that is missing or empty counts as different.
+        Digests of the files that `shared_files` returns; a missing or empty one counts as different.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def differing_names(matches: Sequence[Match], digests: Mapping[Place, str]) -> s
 
 
 def _inside_files(contents: Iterable[str]) -> set[str]:
-    """Return names that are a file on one host and a folder on another, and what is below that folder."""
+    """Return names that are a file on one host and a folder on another, and the names below that folder."""
     names = set(contents)
     found = set()
     for name in names:
@@ -150,9 +151,9 @@ def _inside_files(contents: Iterable[str]) -> set[str]:
 
 
 def transfers(matches: Sequence[Match], differing: set[str]) -> list[Transfer]:
-    """Return what to copy: equal files once, from the first host that has them.
+    """Return the files to copy: equal ones once, from the first host that has them.
 
-    What matched one pattern is kept together: if any file of it differs, each host's goes into a folder of the host.
+    The files of one match stay together: if any of them differs between hosts, each host's go into a folder per host.
 
     Parameters
     ----------
@@ -164,7 +165,7 @@ def transfers(matches: Sequence[Match], differing: set[str]) -> list[Transfer]:
     Returns
     -------
     list of Transfer
-        None of them empty.
+        Transfers with at least one file or link each.
     """
     apart = _kept_apart(matches, differing)
     files: dict[tuple[int, str, str], dict[str, int]] = {}
@@ -189,7 +190,7 @@ def transfers(matches: Sequence[Match], differing: set[str]) -> list[Transfer]:
 
 
 def _kept_apart(matches: Sequence[Match], differing: set[str]) -> set[str]:
-    """Return the names of the matches of which any file differs between hosts, or that share files with such a one."""
+    """Return the names of matches that need a folder per host: a file differs, or is in a match with such a file."""
     names_by_match: dict[str, set[str]] = {}
     for match in matches:
         names_by_match.setdefault(match.name, set()).update(match.files, match.links)

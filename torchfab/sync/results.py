@@ -70,7 +70,7 @@ def summary_lines(results: Sequence[SyncResult], files: int, seconds: float) -> 
     lines = [f"{fold(hosts)}: {text}" for text, hosts in alike.items()]
     odd = [result.node.label for result in results if result.differs]
     if odd:
-        lines.append(f"{fold(odd)} does not hold the same files; did one change meanwhile? fab sync again")
+        lines.append(f"{fold(odd)} does not hold the same files; one may have changed meanwhile: run fab sync again")
     elif results and all(result.shared or result.checked == files for result in results):
         lines.append(f"{len(results)} nodes hold the same {files} files ({seconds:.1f} s)")
     return lines
@@ -78,7 +78,7 @@ def summary_lines(results: Sequence[SyncResult], files: int, seconds: float) -> 
 
 def _describe(result: SyncResult, files: int) -> str:
     if result.shared:
-        return "sees this very directory; nothing to copy"
+        return "shares this directory; nothing to copy"
     sent = f"{result.stats.files} files copied, {format_bytes(result.stats.size_bytes)}"
     if result.differs:
         names = ", ".join(result.names[:5])

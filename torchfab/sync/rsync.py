@@ -10,23 +10,23 @@ from fnmatch import fnmatchcase
 from torchfab.core.errors import HostError
 from torchfab.core.lazy_dataclass import dataclass
 
-# Not code, and different on every node: git's own files, environments, and the files that torchfab writes. The records
+# Files that are not code and differ between nodes: git's own, environments, and those that torchfab writes. The records
 # of jobs, whose folder is a setting, are excluded by `gitignore.exclude_rule`.
 EXCLUDED = (".git", "/.venv", "/.torchfab", ".torchfab-sync-*", ".torchfab-partial")
-PARTIAL = ".torchfab-partial"  # holds files that `fab pull` has copied in part
-_NO_TARGET = ".torchfab-sync-none"  # excluded, and never made
+PARTIAL = ".torchfab-partial"  # holds files that `fab pull` has copied only in part
+_NO_TARGET = ".torchfab-sync-none"  # excluded, and never created
 _MOST_LINES = 6
-# What rsync and ssh add to every failure.
+# Lines that rsync and ssh print at every failure.
 _NOISE = re.compile(
     r"rsync: (?:connection unexpectedly closed|\[sender\]|.*safe_read failed)|rsync error: |@@@|"
     r"Warning: Permanently added|\*\* WARNING: |It is recommended|This private key will be ignored"
 )
-_SSH_FIX = "rsync goes through OpenSSH: see what `ssh -o BatchMode=yes HOST true` says"
+_SSH_FIX = "rsync connects through OpenSSH: see what `ssh -o BatchMode=yes HOST true` prints"
 _SSH_FIXES = (
     ("Bad configuration option", "correct that line of the ssh config: this OpenSSH does not know the option"),
     ("bad permissions", "chmod 600 that key: OpenSSH ignores a private key that others can read"),
     ("UNPROTECTED PRIVATE KEY", "chmod 600 that key: OpenSSH ignores a private key that others can read"),
-    ("Host key verification failed", "see the host's key with fab trust"),
+    ("Host key verification failed", "compare and add the host's key: fab trust"),
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _ESCAPED = re.compile(rb"\\#([0-3][0-7]{2})")
@@ -125,17 +125,17 @@ def pull_argv(
     timeout_s: float = 60.0,
     progress: bool = False,
 ) -> tuple[str, ...]:
-    """Return the command that copies the files whose names it reads from stdin, each ended by a NUL, from a host.
+    """Return the command that copies files from a host; it reads their names, each ended by a NUL, from stdin.
 
-    A file appears under its name when it is complete; a broken copy stays in PARTIAL beside it, and the next one
-    continues it.
+    A file appears under its name when it is complete; an interrupted copy stays in PARTIAL beside it, and the next run
+    resumes it.
 
     Parameters
     ----------
     base : str
-        The folder there that the names are relative to; an absolute path.
+        The folder on the host that the names are relative to; an absolute path.
     destination : str
-        The folder here.
+        The local folder.
     host : str
         Name or address; empty for the local machine.
     shell : sequence of str
@@ -143,7 +143,7 @@ def pull_argv(
     timeout_s : float
         I/O timeout of rsync, in seconds. Default 60.
     progress : bool
-        Print how many bytes were copied, again and again on one line. Default False.
+        Print the number of bytes copied so far, repeatedly on one line. Default False.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def parse_progress(text: str) -> int:
     Returns
     -------
     int
-        How many bytes were copied; 0 if that is not known.
+        The number of bytes copied so far; 0 if it is not known.
     """
     found = re.findall(r"(?:^|[\r\n]) *([\d,.]+) +\d+%", text)
     return int(re.sub(r"\D", "", found[-1][:24]) or 0) if found else 0
@@ -210,7 +210,7 @@ def list_argv(source: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
     tuple of str
         The argv.
     """
-    # The target of the dry run need not exist: then rsync takes it for empty.
+    # The target of the dry run need not exist: rsync then treats it as empty.
     listing = ("--dry-run", "--8-bit-output", "--out-format=%n")
     return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{source}/{_NO_TARGET}/")
 
@@ -221,7 +221,7 @@ def parse_list(output: bytes) -> list[str]:
     Parameters
     ----------
     output : bytes
-        Of the command.
+        Output of the command.
 
     Returns
     -------
@@ -247,7 +247,7 @@ def parse_stats(output: str) -> Stats:
     Parameters
     ----------
     output : str
-        Of rsync.
+        Output of rsync.
 
     Returns
     -------
@@ -283,19 +283,19 @@ def copy_error(code: int, stderr: str) -> HostError:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     causes = [line for line in lines if not _NOISE.match(line)] or lines
     fix = ""
-    if code == 255:  # ssh's own
+    if code == 255:  # ssh itself failed
         fix = next((fix for sign, fix in _SSH_FIXES if sign in stderr), _SSH_FIX)
     elif code == 127 or "command not found" in stderr:
         fix = "install it there, for example: sudo apt-get install -y rsync"
     elif "shell clean" in stderr:
         fix = "a start-up file (.bashrc) there prints something: make it silent for non-interactive shells"
     elif code == 12:
-        fix = "the connection ended: is rsync there, and does ssh work? ssh -o BatchMode=yes HOST rsync --version"
+        fix = "the connection ended: check ssh and rsync there: ssh -o BatchMode=yes HOST rsync --version"
     elif code in (30, 35):
-        fix = "see whether the node is still up, then fab sync again, or fab pull; it goes on where it was"
+        fix = "check that the node is still up, then run fab sync or fab pull again; it resumes where it stopped"
     return HostError("\n".join([f"rsync ended with {code}", *_shortened(causes)]), fix)
 
 
 def _shortened(lines: list[str]) -> list[str]:
-    """Return the first and the last lines: OpenSSH prints its cause first, and what follows from it last."""
+    """Return the first and the last lines: OpenSSH prints its cause first and the consequences last."""
     return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 2], "...", lines[-1]]

@@ -1,13 +1,12 @@
 """The source text of the program that runs on nodes: the modules of `torchfab.remote`, and an importer for them.
 
 It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisor:
-nothing is installed on a node, and job and command never run different versions of it. A module is compiled when it is
-imported; the supervisor of a job reads compiled modules from a file beside the program (see
+nothing is installed on a node, and a command and the program that it talks to always have the same version. A module is
+compiled when it is imported; the supervisor of a job reads compiled modules from a file beside the program (see
 `torchfab.remote.job.bytecode_cache`). The modules are in a comment at the end of the program, compressed, so that the
 supervisor does not parse them. They have no docstrings and comments, but the same line numbers.
 
-Making the program takes as long as a login. It is kept beside the compiled modules of `torchfab.remote`, as Python
-keeps those.
+Building the program takes as long as a login. The result is cached beside the compiled modules of `torchfab.remote`.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ from torchfab.remote.server import main
 sys.exit(main(source()))
 """
 
-# Reads as many bytes as its argument says, and leaves the rest of stdin for requests.
+# Reads the number of bytes given by its argument, and leaves the rest of stdin for requests.
 BOOTSTRAP = (
     "import sys,zlib;SOURCE=zlib.decompress(sys.stdin.buffer.read(int(sys.argv[1]))).decode();"
     'exec(compile(SOURCE,"torchfab","exec"))'
@@ -123,7 +122,7 @@ def _modules() -> list[Path]:
 
 
 def without_prose(text: str) -> str:
-    """Return the source of a module without its docstrings and comments, which are half of what is sent.
+    """Return the source of a module without its docstrings and comments, which are half of the text.
 
     Parameters
     ----------
@@ -158,7 +157,7 @@ def _without_prose(lines: list[str]) -> Iterator[str]:
 
 @cache
 def packed() -> bytes:
-    """Return the compressed program: a third of its size, which saves round trips to a distant node.
+    """Return the compressed program: a third of the size, which saves round trips to a distant node.
 
     Returns
     -------
@@ -172,13 +171,13 @@ def packed() -> bytes:
             return data.removesuffix(made_of)
     made = zlib.compress(source().encode(), 6)
     if not sys.dont_write_bytecode:
-        with suppress(OSError):  # an installation of another user
+        with suppress(OSError):  # torchfab was installed by another user
             _write(path, made + made_of)
     return made
 
 
 def _fingerprint() -> bytes:
-    """Return a digest that changes with the modules of the program, or with this one."""
+    """Return a digest that changes when a module of the program, or this module, changes."""
     states = [(path, path.stat()) for path in (Path(__file__), *_modules())]
     text = repr([(str(path), state.st_mtime_ns, state.st_ctime_ns, state.st_size) for path, state in states])
     return hashlib.sha256(text.encode()).digest()

@@ -1,4 +1,4 @@
-"""Streams from many nodes: one connection each, which is reopened 5 seconds after it broke."""
+"""Streams from many nodes: one connection each, which is reopened 5 seconds after it is lost."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class NodeStreams(Generic[FrameType]):
         """Whether all streams are finished."""
         return all(stream.is_finished for stream in self._streams.values())
 
-    def poll(self) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
-        """Yield what has arrived since the last call.
+    def poll(self) -> Iterator[tuple[Node, Sequence[FrameType] | TorchfabError]]:
+        """Yield the frames and errors that have arrived since the last call.
 
         Yields
         ------
-        tuple of Node and Struct or TorchfabError
-            A node with a frame, or with the reason why its connection broke.
+        tuple of Node and sequence of Struct, or of Node and TorchfabError
+            A node with its new frames, at least one; or with the reason why its connection was lost.
         """
         while not self._opened.empty():
             connection, result = self._opened.get()
@@ -110,7 +110,7 @@ class NodeStreams(Generic[FrameType]):
         """
         stream = self._streams[node.rank]
         if stream.session is not None:
-            # In the background: closing a connection takes time when the host is gone.
+            # In the background: closing a connection takes time if the host is down.
             threading.Thread(target=stream.session.close, daemon=True).start()
             stream.session = None
         stream.retry_at = time.monotonic() + _RETRY_S
@@ -136,7 +136,7 @@ class NodeStreams(Generic[FrameType]):
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
+    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, TorchfabError]]:
         try:
             if isinstance(result, Exception):
                 raise result
@@ -145,21 +145,19 @@ class NodeStreams(Generic[FrameType]):
         except Exception as error:
             yield self._lose(stream, error)
 
-    def _read(self, stream: _Stream) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
+    def _read(self, stream: _Stream) -> Iterator[tuple[Node, Sequence[FrameType] | TorchfabError]]:
         if stream.session is None or stream.is_finished:
             return
         try:
             frames = stream.session.read_frames()
             if not frames and time.monotonic() - stream.last_frame > self.silent_s:
-                raise HostError(f"no data for {self.silent_s:g} s", "see whether the node is still up")
+                raise HostError(f"no data for {self.silent_s:g} s", "check that the node is still up")
         except HostError as error:
             yield self._lose(stream, error)
             return
-        for frame in frames:
-            if self._streams[stream.node.rank].is_finished:  # finished while the previous frame was handled
-                return
+        if frames:
             stream.last_frame = time.monotonic()
-            yield stream.node, frame
+            yield stream.node, frames
 
     def _lose(self, stream: _Stream, error: Exception) -> tuple[Node, TorchfabError]:
         problem = as_error(error)

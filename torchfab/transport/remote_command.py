@@ -32,7 +32,7 @@ class HostRun:
     end : RunEnd, optional
         How it ended; None while it runs.
     error : TorchfabError, optional
-        Why it did not start, or why its end is not known.
+        Why it did not start, or why its outcome is unknown.
     """
 
     node: Node
@@ -43,16 +43,16 @@ class HostRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the command has ended or failed."""
         return self.end is not None or self.error is not None
 
     def add(self, frame: RunFrame) -> None:
-        """Take in a frame.
+        """Add the content of a frame.
 
         Parameters
         ----------
         frame : RunFrame
-            What the node sent.
+            The frame that the node sent.
         """
         self.out += frame.out
         self.err += frame.err
@@ -67,7 +67,7 @@ class RunsInterrupted(Exception):
     Parameters
     ----------
     runs : sequence of HostRun
-        What had arrived by then, and how it ended.
+        The output that had arrived by then, and how the command ended.
     """
 
     def __init__(self, runs: Sequence[HostRun]) -> None:
@@ -92,7 +92,7 @@ def run_on_all(
     request : callable
         Returns the request for a node.
     progress : callable
-        Called with the number of nodes on which the command is over, whenever that changes.
+        Called with the number of nodes on which the command has ended, whenever it changes.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def _over(runs: Iterable[HostRun]) -> int:
 def _collect(
     runs: dict[int, HostRun], running: dict[int, Session], progress: Callable[[int], None], within_s: float = 0.0
 ) -> None:
-    """Read from all nodes until the command is over everywhere, or the time is up; 0: no limit."""
+    """Read from all nodes until the command has ended everywhere, or until the time limit; 0: no limit."""
     started = time.monotonic()
     while (left := [rank for rank in running if not runs[rank].is_over]) and (
         not within_s or time.monotonic() - started < within_s
@@ -146,7 +146,7 @@ def _collect(
 
 
 def _read(run: HostRun, session: Session) -> int:
-    """Take in what has arrived from a node; return the number of frames."""
+    """Add the frames that have arrived from a node; return their number."""
     try:
         frames = session.read_frames()
     except Exception as error:
@@ -158,8 +158,8 @@ def _read(run: HostRun, session: Session) -> int:
 
 
 def _end(runs: dict[int, HostRun], running: dict[int, Session]) -> None:
-    """End the command wherever it runs; where that cannot be confirmed, the run gets an error."""
-    running = dict(running)  # a thread that still connects may add to it
+    """End the command on all nodes where it runs; if a node does not confirm that, its run gets an error."""
+    running = dict(running)  # a thread that is still connecting may add to it
     for rank, session in running.items():
         if not runs[rank].is_over:
             try:
@@ -169,5 +169,5 @@ def _end(runs: dict[int, HostRun], running: dict[int, Session]) -> None:
     _collect(runs, running, lambda done: None, _END_S)
     for rank in running:
         if not runs[rank].is_over:
-            fix = "see what runs there: fab run -- ps -ef"
+            fix = "list the processes there: fab run -- ps -ef"
             runs[rank].error = HostError(f"it did not confirm within {_END_S:g} s that the command was ended", fix)

@@ -1,7 +1,7 @@
 """A session: requests to torchfab's program on one node, and its answers, over a channel to its stdin and stdout.
 
-The program of `torchfab.transport.bundle` is sent first; then requests go out as JSON, a line each, and answers come
-as frames: `\x1e<length>\n<JSON>`.
+The program of `torchfab.transport.bundle` is sent first. Each request is one line of JSON, and answers come as
+frames: `\x1e<length>\n<JSON>`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol
 
+from msgspec import Struct
+
 from torchfab.core.errors import HostError
-from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport import bundle, messages
 from torchfab.transport.messages import AnswerType, Header, MalformedError, Problem, Request
@@ -57,29 +58,27 @@ class Channel(Protocol):
         Returns
         -------
         tuple of int or None, str
-            The code is None where the connection was lost.
+            The code is None if the connection was lost.
         """
 
     def close(self) -> None:
         """Close stdin and stdout."""
 
 
-@dataclass(frozen=True)
-class Pending(Generic[AnswerType]):
-    """A request that was sent and not answered yet: its number, and the type of its answer."""
+class Pending(Struct, Generic[AnswerType], frozen=True):
+    """A request that was sent and is not answered yet: its number, and the type of its answer."""
 
     number: int
     answer_type: type[Any]
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(Struct, frozen=True):
     header: Header
     data: bytes
 
 
 class NodeError(HostError):
-    """A node could not do what was requested.
+    """A node could not carry out a request.
 
     Parameters
     ----------
@@ -103,7 +102,7 @@ class Session:
     channel : Channel
         A program started by `bundle.argv`, which reads its source from stdin.
     silence_s : float
-        Seconds without any frame of a stream after which the other end counts as gone. Default 30.
+        Seconds without any frame of a stream after which the connection counts as lost. Default 30.
     """
 
     def __init__(self, node: Node, channel: Channel, silence_s: float = 30.0) -> None:
@@ -118,7 +117,7 @@ class Session:
         self.early: dict[int, _Frame] = {}
         self.has_answered = False
         self.send_lock = threading.Lock()
-        self.read_lock = threading.Lock()  # held while one thread waits for what arrives
+        self.read_lock = threading.Lock()  # held while one thread waits for data
         try:
             self.channel.write(bundle.packed())
         except OSError as error:
@@ -142,7 +141,7 @@ class Session:
         Raises
         ------
         NodeError
-            The node could not do it.
+            The node could not carry it out.
         HostError
             No answer in time, the program on the node ended, or another thread has sent a request since.
         """
@@ -151,13 +150,13 @@ class Session:
     def wait(self, pending: Pending[AnswerType], timeout_s: float) -> AnswerType:
         """Return the answer to a request that was sent with `post`.
 
-        A thread that waits for the answer to an earlier request reads the first frame that comes and gives up, so that
-        no thread has to wake up in between to check for it.
+        A thread that waits for the answer to an earlier request reads the first frame that arrives and then raises, so
+        that no thread has to poll for a newer request.
 
         Parameters
         ----------
         pending : Pending
-            What `post` returned.
+            The result of `post`.
         timeout_s : float
             Time limit for the answer, in seconds.
 
@@ -189,11 +188,10 @@ class Session:
                 break
         self.log.debug("no answer to request %d: %s, within %g s", number, self.name, timeout_s)
         problem = (
-            "no answer" if self.has_answered else "the connection stands, but torchfab's program there gave no answer"
+            "no answer" if self.has_answered else "the connection is up, but torchfab's program there gave no answer"
         )
-        raise HostError(
-            f"{problem} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
-        )
+        fix = "check whether the node is overloaded, or its disk or home folder hangs"
+        raise HostError(f"{problem} within {timeout_s:g} s", fix)
 
     def post(self, request: Request[AnswerType]) -> Pending[AnswerType]:
         """Send a request without waiting for its answer.
@@ -201,7 +199,7 @@ class Session:
         Parameters
         ----------
         request : Request
-            The request. The frames of one that streams are read with `read_frames`.
+            The request. The frames of a streaming request are read with `read_frames`.
 
         Returns
         -------
@@ -236,7 +234,7 @@ class Session:
         Returns
         -------
         list of Struct
-            Of the type of the request's answer.
+            Structs of the request's answer type.
 
         Raises
         ------
@@ -248,18 +246,41 @@ class Session:
             raise self._ended()
         self._check_silence(data)
         self.arrived += data or b""
-        frames = []
+        frames = self._take_plain_frames()
         while (frame := self._next_frame()) is not None:
             if not frame.header.pulse and frame.header.of in (None, self.number):
                 frames.append(_decode_frame(frame, self.answer_type))
         return frames
+
+    def _take_plain_frames(self) -> list[Any]:
+        """Take all frames that have arrived, decoded at once; none if there is anything else among them.
+
+        Frames of few lines, read one by one, cost more than all else that is done with a log line.
+        """
+        head = FRAME.match(self.arrived)
+        if head is None or len(self.arrived) <= head.end() + int(head[1]):  # less than one whole frame, or just one
+            return []
+        parts = FRAME.split(self.arrived)[1:]
+        lengths, frames = list(map(int, parts[::2])), parts[1::2]
+        if len(frames[-1]) < lengths[-1]:
+            del lengths[-1], frames[-1]
+        if list(map(len, frames)) != lengths:
+            return []
+        decoded = messages.decode_stream(frames, self.answer_type)
+        if decoded is None:
+            return []
+        self.has_answered = True
+        size = sum(lengths) + sum(len(str(length)) + 2 for length in lengths)
+        self.log.debug("%d frames of request %d: %s, %d bytes", len(frames), self.number, self.name, size)
+        del self.arrived[:size]
+        return decoded
 
     def _check_silence(self, data: bytes | None) -> None:
         now = time.monotonic()
         if data:
             self.last_read = now
         elif now - self.last_read > self.silence_s:
-            raise HostError(f"no sign of life for {self.silence_s:g} s", "see whether the node and its link are up")
+            raise HostError(f"no data for {self.silence_s:g} s", "check that the node and its network link are up")
 
     def _read_frame(self, timeout_s: float) -> _Frame | None:
         """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""
@@ -275,7 +296,7 @@ class Session:
     def _next_frame(self) -> _Frame | None:
         head = FRAME.search(self.arrived)
         if head is None:
-            del self.arrived[:-16]  # the output of a start-up file; the head of a frame may just be arriving
+            del self.arrived[:-16]  # the output of a start-up file; the header of a frame may be incomplete
             return None
         length = int(head[1])
         if length > MOST_ANSWER_BYTES:
@@ -324,7 +345,7 @@ def _not_ours(data: bytes) -> HostError:
     return HostError(f"the output is not from torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
 
 
-_TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"
+_TRY_THE_LOGIN = "run `ssh HOST python3 --version`: a start-up file (.bashrc) may print something else"
 
 
 def _explain_end(code: int | None, stderr: str, answered: bool) -> HostError:
@@ -335,7 +356,7 @@ def _explain_end(code: int | None, stderr: str, answered: bool) -> HostError:
     if not answered and (code == 127 or "not found" in last):
         return HostError(f"torchfab needs a python3 (3.9 or newer) there: {last or 'not found'}", name_one)
     if code is None:
-        return HostError("the connection was lost" + (f": {last}" if last else ""), "see whether the node is still up")
+        return HostError("the connection was lost" + (f": {last}" if last else ""), "check that the node is still up")
     how = "was killed there" if code < 0 else f"ended there with code {code}"
     when = "" if answered else " before it answered"
     return HostError(f"torchfab's program {how}{when}{': ' + last if last else ''}", "" if answered else _TRY_THE_LOGIN)

@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
-from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import Request
@@ -25,8 +24,7 @@ Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Struct)
 
 
-@dataclass(frozen=True)
-class Response(Generic[Answer]):
+class Response(Struct, Generic[Answer], frozen=True):
     """The answer of a node, with its times.
 
     Parameters
@@ -90,8 +88,8 @@ class SessionPool:
             clocks = dict(sessions.request(lambda node: ClockRequest(), timeout_s=10))
             probes = dict(sessions.request(lambda node: ProbeRequest(...), timeout_s=10))
 
-    A node is connected to at its first request. A node that failed (no connection, no answer in time, a connection that
-    broke) gets no further request, which would delay the next round: its error takes the place of its answers.
+    A node is connected to at its first request. A node that failed (no connection, no answer in time, a lost
+    connection) gets no further request, which would delay the next round: its error is returned instead.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Timers: call a function when a step takes too long; one thread waits for all of them.
+"""Timers: call a function when a step takes too long. One thread serves all timers.
 
-A threading.Timer would need one thread each, and every step of each of a thousand connections has a timer.
+A threading.Timer needs a thread of its own, and every step of a thousand connections has a timer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Timer:
 
     def __init__(self, at: float, act: Callable[[], object]) -> None:
         self.at = at
-        self._act: Callable[[], object] | None = act  # None: called or cancelled, so that nothing stays referenced
+        self._act: Callable[[], object] | None = act  # None once called or cancelled: frees its objects
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
@@ -33,7 +33,7 @@ class Timer:
         self._claim()
 
     def fire(self) -> None:
-        """Make the call now, unless it was made or cancelled before."""
+        """Call the function now, unless it was already called or cancelled."""
         act = self._claim()
         if act is not None:
             threading.Thread(target=act, daemon=True).start()
@@ -60,7 +60,7 @@ class _TimerThread:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
                 self._thread.start()
-            elif self._waiting[0] is entry:  # else an earlier timer wakes the thread first
+            elif self._waiting[0] is entry:  # otherwise an earlier timer wakes the thread first
                 self._changed.notify()
 
     def _run(self) -> None:
@@ -90,7 +90,7 @@ def after(seconds: float, act: Callable[[], object]) -> Timer:
     Returns
     -------
     Timer
-        To cancel the call.
+        With it, the call can be cancelled.
     """
     timer = Timer(time.monotonic() + seconds, act)
     _timer_thread.add(timer)

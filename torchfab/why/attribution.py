@@ -42,10 +42,23 @@ _XID_PID = re.compile(r"\bpid='?(\d+)'?")
 # Lines of NCCL and libibverbs before an exception or a timeout that does not name its cause.
 _NCCL_WARNING = re.compile(
     r"NCCL WARN (.*(?:fail|error|timed? ?out|refused|closed|abort|reset|mismatch|couldn't|could not|unable|invalid"
-    r"|not (?:found|supported|enough)).*)|(\bmlx\d: .*got completion with error.*)",
-    re.IGNORECASE,
+    r"|not (?:found|supported|enough)).*)|(\bmlx\d: .*got completion with error.*)"
+    r"|^\[ERROR\] (HCCL\(.*)|^(\S*/nvshmem/\S+: non-zero status: .*)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _LAST_WARNINGS = 8
+# Signatures of a library's errors whose exception only says that it failed.
+_VAGUE = ("nccl-error", "hccl-error", "mpi-error", "nvshmem-error")
+_NO_CUDA = re.compile(r"CUDA initialization: ")
+# What a script raises, or asserts, if it finds no GPU.
+_GPUS = r"(?:GPUs?|CUDA|accelerators?|(?:CUDA |GPU )?devices?)\b"
+_MISSES_GPUS = re.compile(
+    r"is_available\(\)|device_count\(\)"
+    rf"|\b(?:no|needs?|requires?|without|cannot|can't|unable|not (?:find|found|have|see|detect))\b.{{0,40}}\b{_GPUS}"
+    rf"|\b{_GPUS}.{{0,40}}\b(?:not|unavailable|missing|required|needed)\b",
+    re.IGNORECASE,
+)
+_LAST_CHARS = 400  # of a traceback: its last frames and its message
 _PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
@@ -259,8 +272,16 @@ def _explanation(reading: Reading) -> Match | None:
     lines = reading.from_lines
     if lines is None or lines.cause.is_symptom:
         return None
-    is_vague = reading.match is not None and reading.match.signature.name == "nccl-error"
-    return lines if reading.is_wrapper or (is_vague and speaker_of_line(lines.line) is Speaker.COMMUNICATION) else None
+    is_vague = reading.match is not None and reading.match.signature.name in _VAGUE
+    is_vague = is_vague and speaker_of_line(lines.line) is Speaker.COMMUNICATION
+    return lines if reading.is_wrapper or is_vague or _misses_gpu(reading, lines) else None
+
+
+def _misses_gpu(reading: Reading, lines: Match) -> bool:
+    """Return whether a script's own exception about GPUs follows a warning of torch that CUDA could not start."""
+    if reading.traceback is None or reading.match is not None:
+        return False
+    return bool(_NO_CUDA.search(lines.line) and _MISSES_GPUS.search(reading.traceback.text[-_LAST_CHARS:]))
 
 
 def _confirmed(
@@ -274,7 +295,8 @@ def _confirmed(
             cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
         else:
             cause = replace(cause, words=f"{cause.words} ({fact})")
-    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading):
+    extra = _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading)
+    if extra := extra or _raised_after(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
     elif "most often" in match.signature.words:  # and no fact of the node confirms it
         certainty = min(certainty, PROBABLE, key=_rank_of)
@@ -300,11 +322,20 @@ def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEviden
             f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
         )
     further = [each for each in others if each.status.ranks and not _prints(each, match)]
+    if fact is Fact.ONLY_THERE and (len(further) < len(others) or not _prints_always(node, match)):
+        return None
     return f"not on {further[0].host}" if further else None
 
 
 def _prints(node: NodeEvidence, match: Match) -> bool:
     return any(match.signature.pattern.search(log.text) for log in node.logs)
+
+
+def _prints_always(node: NodeEvidence, match: Match) -> bool:
+    texts: dict[Label, str] = {}
+    for log in node.logs:
+        texts[log.label] = texts.get(log.label, "") + log.text
+    return all(match.signature.pattern.search(text) for label, text in texts.items() if label != "agent")
 
 
 def _disk_of(line: str, node: NodeEvidence) -> Disk | None:
@@ -360,10 +391,16 @@ def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, .
 
 def _nccl_warning(match: Match, reading: Reading) -> str:
     """Return the lines of NCCL before an exception that names only a class of errors; empty if there are none."""
-    if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
+    if match.signature.name not in (*_VAGUE, "nccl-timeout") or "Last error" in match.cause.words:
         return ""
     warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)][-_LAST_WARNINGS:]
     return f"{_PRINTED_BEFORE}: {warned[0].strip()[:200]}" if warned else ""  # the others follow from it
+
+
+def _raised_after(match: Match, reading: Reading) -> str:
+    """Return the script's own exception after torch's warning that CUDA could not start; empty if there is none."""
+    is_warning = match is reading.from_lines and _misses_gpu(reading, match)
+    return f"then it raised {reading.member.first_line[:200]}" if is_warning and reading.member else ""
 
 
 def _said_before(match: Match, reading: Reading) -> str:

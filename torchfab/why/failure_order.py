@@ -49,8 +49,10 @@ def _named_by(first: Failure, failures: Sequence[Failure]) -> Failure:
     named = _NAMED_RANK.search(first.traceback.text) if first.traceback else None
     if named is None:
         return first
-    same = [each for each in failures if str(each.rank) == named[1] and _identity(each) == _identity(first)]
-    return same[0] if same else first
+    assert first.traceback is not None
+    raised = first.traceback.last_line
+    same = [each for each in failures if each.traceback and each.traceback.last_line == raised]
+    return next((each for each in same if str(each.rank) == named[1]), first)
 
 
 def _likeliest(failures: Sequence[Failure], slack_s: float) -> Failure | None:

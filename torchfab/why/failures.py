@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from torchfab.why.attribution import (
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
 from torchfab.why.frames import crashed_in
-from torchfab.why.log_reading import EvidenceLine, Reading, read
+from torchfab.why.log_reading import EvidenceLine, Reading, last_words, read
 from torchfab.why.tracebacks import Traceback
 
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;
@@ -106,6 +107,13 @@ class Failure:
         if self.rank is not None:
             return f"rank {self.rank} on {self.host}"
         return f"the {self.process} on {self.host}" if self.process else self.host
+
+
+# The first line of what a launcher itself prints after a rank has failed: torchrun, DeepSpeed, Open MPI, MPICH.
+_LAUNCHER_REPORT = re.compile(
+    r"^.*(?:failed \(exitcode: |ChildFailedError|sigkill_handler|^-{60,}$|processes exited with|BAD TERMINATION).*",
+    re.MULTILINE,
+)
 
 
 def all_failures(evidence: Evidence) -> list[Failure]:
@@ -234,7 +242,12 @@ def _others(node: NodeEvidence, evidence: Evidence) -> tuple[NodeEvidence, ...]:
 
 
 def _read(node: NodeEvidence, label: int | str | None, attempt: int | None = None) -> Reading:
-    return read(logs_of(node, label), reports_of(node, label, attempt))
+    reading = read(logs_of(node, label), reports_of(node, label, attempt))
+    if reading.text.strip() or reading.traceback or label == "agent":
+        return reading
+    # It printed nothing into a log of its own: what is in the launcher's log may be its words.
+    logs = [replace(log, text=_LAUNCHER_REPORT.split(log.text)[0]) for log in logs_of(node, "agent")]
+    return replace(reading, last_words=last_words(logs))
 
 
 def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure:

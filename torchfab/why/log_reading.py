@@ -73,7 +73,8 @@ _SAYS_LITTLE = re.compile(
     r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
     r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^terminate called without"
     r"|^Fatal Python error: (?:Aborted|Segmentation|Bus|Illegal|Floating)"
-    r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*",
+    r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*"
+    r"|exits with return code = |sigkill_handler",
 )
 # Lines that hold the reason itself, where others of the same message only say that the program ends.
 _REASON = re.compile(
@@ -84,6 +85,13 @@ _REASON = re.compile(
 _BAR = re.compile(r"\d+%\|(?:[^|]*\|\s*\S+ \[[^\]]*\]|[\s#=>\u2580-\u259f]*)")
 _LAST_WORDS_LINES = 25
 _SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
+# Exceptions whose message has the output of a compiler, and the line of it that names the error.
+_COMPILES = re.compile(r"\b(?:CppCompileError|C\+\+ compile error|[Cc]ompilation failed|Error compiling)\b")
+_COMPILER_ERROR = re.compile(
+    r"(?::|\)|^(?:ptxas|nvlink|ld(?:\.\w+)?)) ?(?:fatal ?)?(?:error|fatal) *:|^nvcc fatal *:"
+    r"|: (?:cannot find -l|undefined reference to)"
+)
+_MAX_COMPILER_LINES = 200
 _MAX_TAIL_LINES = 60
 # Lines after an exception by which a process went on from it: many, or some of them this much later, in seconds.
 _MAX_LINES_AFTER, _MIN_LINES_AFTER, _WENT_ON_S = 12, 2, 15.0
@@ -349,6 +357,8 @@ def _went_on(log: Log, traceback: Traceback, until: int | None = None) -> bool:
 def _with_summary(traceback: Traceback, log: Log) -> Traceback:
     """Return a traceback with the error summary that the library prints below it as its cause."""
     below = [strip_controls(line).strip() for line in log.text.splitlines()[traceback.end :]]
+    if _COMPILES.search(traceback.last_line):
+        return _with_compiler_error(traceback, below[:_MAX_COMPILER_LINES])
     at = next((at for at, line in enumerate(below) if _SUMMARY.match(line)), None)
     if at is None:
         return traceback
@@ -358,6 +368,16 @@ def _with_summary(traceback: Traceback, log: Log) -> Traceback:
     cause = Member(" ".join(words[:2]), traceback.calls)
     members = (cause, *traceback.members)
     return replace(traceback, exception=cause.exception, members=members, links=("nested", *traceback.links))
+
+
+def _with_compiler_error(traceback: Traceback, below: Sequence[str]) -> Traceback:
+    """Return a traceback whose first exception names the first error that a compiler printed below it."""
+    plain = [traceback.prefix.strip(line) or line for line in below]
+    error = next((line.strip() for line in plain if _COMPILER_ERROR.search(line)), "")
+    if not error:
+        return traceback
+    cause = replace(traceback.members[0], exception=f"{traceback.last_line}: {error[:300]}")
+    return replace(traceback, exception=cause.exception, members=(cause, *traceback.members[1:]))
 
 
 # ---- lines without a traceback

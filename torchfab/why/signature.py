@@ -23,6 +23,7 @@ class Fact(enum.Enum):
     FILE_SYSTEM = "a kernel message about its disk or file server"
     NO_GPU = "no GPU, where other nodes have some"
     OTHERS_RAN = "the same program got further on other nodes"
+    ONLY_THERE = "every rank of the node reports it, and none of another node"
 
 
 @dataclass(frozen=True)

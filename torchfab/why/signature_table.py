@@ -43,6 +43,7 @@ MEMORY = (
             r"KV cache (?:memory )?is needed, which is larger than|not enough (?:GPU )?memory for (?:the )?KV cache",
             r"(?<!Allocator: )\b[Nn]ot enough (?:GPU |device )?memory\b|[Ii]nsufficient (?:GPU|device) memory",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
+            r"non-zero status: 2 cuMem\w+ failed",  # NVSHMEM prints CUresult
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
         source="torch/cuda, torch_npu, intel_extension_for_pytorch",
@@ -124,9 +125,12 @@ MEMORY = (
             "ObjectStoreFullError",
             r"TerminatedWorkerError: A worker process managed by the executor was unexpectedly terminated",
             r"line \d+:\s+\d+ Killed\b",
+            # Compilers
+            r"Killed signal terminated program \w+|internal compiler error: Killed\b",
+            r"'\w+' died due to signal 9\b|unable to execute command: Killed",
         ),
         example="RuntimeError: DataLoader worker (pid 108439) is killed by signal: Killed.",
-        source="torch/utils/data/_utils/signal_handling.py, concurrent.futures, datasets, Slurm, Ray, bash",
+        source="torch/utils/data/_utils/signal_handling.py, concurrent.futures, datasets, Slurm, Ray, bash, compilers",
     ),
 )
 STORAGE = (
@@ -301,13 +305,23 @@ DEVICES = (
         example="RuntimeError: CUDA error: no kernel image is available for execution on the device",
     ),
     Signature(
+        *(Kind.NODE, "cuda-start"),
+        words="CUDA could not start on the node: {line}",
+        fix="nvidia-smi there; after a suspend or an update its module may be gone: sudo modprobe nvidia_uvm, or "
+        "reboot it; launch without that node",
+        patterns=("CUDA unknown error", "CUDA driver initialization failed", r"\bError (?:304|999): "),
+        confirm=Fact.ONLY_THERE,
+        example="RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment",
+        source="torch/cuda",
+    ),
+    Signature(
         *(Kind.NODE, "no-gpu"),
         words="the node has no GPU that it may use: {line}",
         fix="check CUDA_VISIBLE_DEVICES there, and the driver with fab doctor; launch without that node",
         patterns=(
             *(r"No (?:CUDA|HIP|XPU|NPU) GPUs are available", "no CUDA-capable device", "no GPUs found"),
-            *("Found no NVIDIA driver", "CUDA unknown error", "Unexpected error from cudaGetDeviceCount"),
-            *("CUDA driver initialization failed", "no NPU device|No NPU", "No accelerator is available"),
+            *("Found no NVIDIA driver", "Unexpected error from cudaGetDeviceCount"),
+            *("no NPU device|No NPU", "No accelerator is available"),
             *("Failed to infer device type", "No GPU found|No GPUs? detected"),
         ),
         confirm=Fact.NO_GPU,
@@ -360,6 +374,18 @@ INSTALLATION = (
         patterns=(r"^\S*python[\d.]*: No module named \S+",),  # python -m
         example="/usr/bin/python3: No module named trainer",
         source="Python",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "headers-missing"),
+        words="a compiler did not find a header file there: {line}",
+        fix="install it there: Python.h is in python3-dev (python3-devel) of that interpreter, those of CUDA "
+        "in its toolkit",
+        patterns=(
+            r"fatal error: \S+\.(?:h|hpp|cuh|hh): No such file or directory",
+            r"fatal error: '\S+' file not found",
+        ),
+        example="/tmp/torchinductor_u/x/main.cpp:4:10: fatal error: Python.h: No such file or directory",
+        source="GCC, Clang",
     ),
     Signature(
         *(Kind.SCRIPT, "tool-missing"),
@@ -432,7 +458,7 @@ CLIENTS = (
             *(
                 "[Cc]onnection (?:was )?(?:closed|reset|refused|aborted|broken)",
                 "Broken pipe",
-                r"Errno (?:104|111|110|32|101|113)\b",
+                r"(?:Errno|os error) (?:104|111|110|32|101|113)\b|tcp connect error|error sending request|dns error",
             ),
             *("[Tt]imed? ?out", "Max retries exceeded", "RemoteDisconnected", "ServerDisconnected", "IncompleteRead"),
             *(
@@ -496,7 +522,10 @@ NETWORK = (
         *(Kind.NETWORK, "address-in-use"),
         words="an address that it wanted to listen on is in use: {line}",
         fix="omit --port for a free one; to see what uses a port: ss -ltnp there",
-        patterns=("EADDRINUSE", "[Aa]ddress already in use", r"\b[Ee]rrno:? ?98\b", "port is already allocated"),
+        patterns=(
+            *("EADDRINUSE", "[Aa]ddress already in use", r"\b[Ee]rrno:? ?98\b", "port is already allocated"),
+            r"listen on ip\S* and (?:specific )?port\S* fail",  # HCCL
+        ),
         example="OSError: [Errno 98] Address already in use",
     ),
     Signature(
@@ -713,6 +742,15 @@ NETWORK = (
         is_symptom=True,
         example="Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:",
         source="MPICH, Intel MPI, Open MPI",
+    ),
+    Signature(
+        *(Kind.NETWORK, "nvshmem-error"),
+        words="NVSHMEM failed: {line}",
+        fix=f"launch again with --env NVSHMEM_DEBUG=INFO; {_INTERFACE}",
+        patterns=(r"/nvshmem/\S+:\d+: non-zero status: .*", r"\bnvshmem initialization failed\b.*"),
+        is_symptom=True,
+        example="/x/nvshmem/src/host/init/init.cu:998: non-zero status: 7 building transport map failed",
+        source="NVSHMEM",
     ),
     Signature(
         *(Kind.NETWORK, "hccl-error"),

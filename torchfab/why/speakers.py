@@ -45,6 +45,10 @@ _CLIENT_LINE = re.compile(
     r"HTTPS?ConnectionPool|Retrying \(Retry|\bwandb: |requests\.exceptions|urllib3\.|botocore\.|aiohttp\.|httpx\.|grpc"
     r"|psycopg2?\.|redis\.|https?://"
 )
+# Clients that are written in Rust raise plain exceptions (hyper, tonic, reqwest).
+_CLIENT_WORDS = re.compile(
+    r"\b(?:tcp connect error|error sending request|error trying to connect|transport error|dns error)\b"
+)
 _DISTRIBUTED_CLASSES = re.compile(
     r"^(?:torch\.distributed\.|horovod\.common\.exceptions\.|mpi4py\.MPI\.|(?:\w+\.)*Dist(?:Backend|Network|Store)?Error\b)"
 )
@@ -52,7 +56,9 @@ _DISTRIBUTED_WORDS = re.compile(
     r"[/\\]gloo[/\\]|\bgloo\b|ProcessGroup(?:NCCL|Gloo|MPI|Wrapper|XCCL)|TCPStore|\[c10d\]|\bc10d|Watchdog caught"
     r"|connectFullMesh|store->get|socket\.cpp"
 )
-_COMMUNICATION_WORDS = re.compile(r"\bNCCL\b|\bnccl[A-Z]\w+|\bRCCL\b|\bHCCL\b|\bHccl\w+|\boneCCL\b|\bUCX\b|NET/")
+_COMMUNICATION_WORDS = re.compile(
+    r"\bNCCL\b|\bnccl[A-Z]\w+|\bRCCL\b|\bHCCL\b|\bHccl\w+|\boneCCL\b|\bUCX\b|NET/|/nvshmem/"
+)
 _DISTRIBUTED_FILES = re.compile(
     r"/torch/(?:distributed/(?!fsdp|tensor|checkpoint|pipelin|algorithms|optim|_composable)|_C/_distributed_c10d"
     r"|nn/parallel/distributed\.py)|/deepspeed/(?:comm|runtime/comm)/|/torch/distributed/tensor/parallel/_utils"
@@ -107,7 +113,7 @@ def _speaker_of_one(member: Member) -> Speaker:
         return Speaker.DISTRIBUTED
     if _COMMUNICATION_WORDS.search(member.exception):
         return Speaker.COMMUNICATION
-    return by_frames
+    return Speaker.CLIENT if _CLIENT_WORDS.search(member.first_line) else by_frames
 
 
 def _speaker_of_frames(member: Member) -> Speaker:

@@ -116,7 +116,7 @@ def test_ipv6_hosts_get_their_brackets() -> None:
     [
         ("[a]\nx ansible_host={{ ip }}\n", "hosts:2: a variable of x is a template: ansible_host={{ ip }}"),
         ("[a]\nx ansible_host='{{ ip }}'\n", "hosts:2: ansible_host={{ ip }} of x is a template"),
-        ("[gpu]\nx\n[a:children]\ngpus\n", "hosts:4: the group a contains gpus, which is not there"),
+        ("[gpu]\nx\n[a:children]\ngpus\n", "hosts:4: the group a contains gpus, which does not exist"),
         ("[a:children]\nb\n[b:children]\na\n", "hosts:1: the group 'a' contains itself"),
         ("[a]\nx y\n", "hosts:2: 'y' after the host x"),
         ("[a]\nn[0:99999]\n", "hosts:2: n[0:99999] has more than 10000 hosts"),

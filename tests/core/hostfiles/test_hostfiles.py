@@ -62,7 +62,6 @@ READ: dict[str, tuple[str, str, list[Any]]] = {
         LIST,
         [*slots(a=8), {"host": "b", "gpus": ("0", "1")}],
     ),
-    "counts in JSON": ('{"a": 8, "b": 4}', LIST, slots(a=8, b=4)),
     "objects in JSON": (
         '{"nodes": [{"hostname": "a", "slots": 8}, {"ip": "10.0.0.2", "user": "me"}]}',
         LIST,
@@ -230,6 +229,16 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         'export HOSTS="a b"\n',
         "hosts:1: a shell script, which sets HOSTS, not a hosts file",
         "write one host per line, or a list with commas: node1,node2",
+    ),
+    "numbers in JSON": (
+        '{"a": 1}',
+        "hosts:1: a JSON or YAML document that maps names to numbers (a: 1): hosts with slots, or settings",
+        'write hosts with slots as {"a": {"slots": 1}}, or one per line: a slots=1',
+    ),
+    "numbers in YAML": (
+        "lr: 8\nsteps: 4\n",
+        "hosts:1: a JSON or YAML document that maps names to numbers (lr: 8): hosts with slots, or settings",
+        'write hosts with slots as {"lr": {"slots": 8}}, or one per line: lr slots=8',
     ),
     "unknown JSON": (
         '{"a": [1]}',

@@ -51,7 +51,7 @@ def test_utf_16_is_read_as_windows_writes_it(tmp_path: Path) -> None:
 def test_what_has_nul_characters_is_no_text(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hosts"
     path.write_bytes(content)
-    assert error(path).startswith(f"{path}: no text: it contains NUL characters, as UTF-16 and programs do")
+    assert error(path).startswith(f"{path}: not text: it contains NUL characters, as UTF-16 and programs do")
 
 
 def test_an_endless_device_is_refused() -> None:

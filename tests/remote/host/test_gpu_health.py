@@ -66,7 +66,7 @@ STATES = {
     "<drain_and_reset_recommended>No": ("<drain_and_reset_recommended>Yes", "it should be drained and reset"),
     "<ecc_errors>": ("<ecc_errors><channel_repair_pending>Yes</channel_repair_pending>", "a memory channel waits"),
     "</volatile>": ("</volatile><tpc_repair_pending>Yes</tpc_repair_pending>", "a TPC waits to be repaired"),
-    "<aggregate>": ("<aggregate><sram_threshold_exceeded>Yes</sram_threshold_exceeded>", "more SRAM errors"),
+    "<aggregate>": ("<aggregate><sram_threshold_exceeded>Yes</sram_threshold_exceeded>", "too many SRAM errors"),
 }
 
 

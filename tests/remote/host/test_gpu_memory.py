@@ -60,7 +60,7 @@ def test_only_the_jobs_devices_count(held: Any) -> None:
 
 def test_memory_without_any_process_is_held_above_what_a_driver_takes(held: Any) -> None:
     assert held(gpu(memory=600.0)) == []
-    assert held(gpu(memory=5000.0))[0]["by"] == "no process that can be seen"
+    assert held(gpu(memory=5000.0))[0]["by"] == "no visible process"
     assert held({**gpu(), "memory": None}) == []
 
 

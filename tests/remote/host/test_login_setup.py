@@ -94,7 +94,7 @@ def test_a_setup_that_does_not_end_is_killed(before: dict[str, str]) -> None:
     assert text.splitlines() == [
         f"--setup failed in {shutil.which('bash')}: it did not end within 1 s",
         "    so far",
-        "it must not wait for input; for a slow one, raise the setting setup_timeout_s",
+        "the commands must not wait for input; if they are slow, raise the setting setup_timeout_s",
     ]
 
 

@@ -84,5 +84,5 @@ def test_a_shared_directory_is_detected_by_its_token(launch_dir: Path, tmp_path:
 
 def test_a_workdir_that_cannot_be_made_is_reported_with_a_fix(launch_dir: Path) -> None:
     answer = workdir_files.prepare_workdir({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
-    assert "cannot be made" in answer["problems"][-1]["what"]
+    assert "cannot be created" in answer["problems"][-1]["what"]
     assert "--workdir" in answer["problems"][-1]["fix"]

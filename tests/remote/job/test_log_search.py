@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,26 @@ def test_message_is_found_in_the_middle_of_100_mb(tmp_path: Path) -> None:
     message = "Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:\n"
     path.write_text(half + message + half)
     assert message in text_of(searched(path))
+
+
+def test_no_mark_has_a_character_that_is_left_out_when_lines_are_compared() -> None:
+    assert [mark for mark in log_search.MARKS if set(mark) & set(log_search.VARIABLE)] == []
+
+
+LINES = st.one_of(
+    st.builds("step {} loss {}".format, st.integers(0, 10**6), st.floats(0, 9)),
+    st.builds(
+        "{}{}7".format, st.text("ab# ", max_size=5), st.sampled_from([each.decode() for each in log_search.MARKS])
+    ),
+    st.text("abcde 0123", max_size=30),
+)
+
+
+@fuzzed(st.lists(LINES, max_size=60), st.integers(1, 4))
+def test_marks_are_found_as_a_search_of_all_lines_finds_them(lines: list[str], copies: int) -> None:
+    content = "\n".join(lines * copies).encode()
+    wanted: set[int] = set()
+    for mark in log_search.MARKS:
+        wanted.update([match.start() for match in re.finditer(b"(?=%s)" % re.escape(mark), content)][-2:])
+    found = log_search._find_marks(io.BytesIO(content), len(content), log_search.Budget(1024, time.monotonic() + 60))
+    assert found == sorted(wanted, reverse=True)

@@ -180,7 +180,7 @@ def test_a_port_that_is_in_use_is_named(make: Callable[..., Preparation]) -> Non
     with listener(0) as other:
         port = other.getsockname()[1]
         assert problems(make(port=port)) == [
-            f"port {port} is in use | choose another --port, or leave it out for a free one"
+            f"port {port} is in use | choose another --port, or omit it to use a free one"
         ]
 
 

@@ -136,7 +136,7 @@ def test_files_that_the_job_did_not_write_are_not_read(node: dict[str, Any], tmp
     assert outcomes(node) == {"ranks": []}
     for rank in (0, 1, 2):
         problem = chunk({**node, "rank": rank, "kind": "result", "offset": 0})["problems"][0]["what"]
-        assert problem == f"result-{rank}.pickle is gone from the node"
+        assert problem == f"result-{rank}.pickle no longer exists on the node"
     with pytest.raises(ValueError, match="invalid literal"):
         chunk({**node, "rank": "../0", "kind": "result", "offset": 0})
 

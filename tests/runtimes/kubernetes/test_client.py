@@ -68,7 +68,7 @@ def test_unreadable_claim_is_still_used(here: Here) -> None:
 
 
 def test_jobset_needs_the_jobset_controller(here: Here) -> None:
-    assert here.refused(jobset=True).startswith("this cluster has no JobSets\n  fix: leave --jobset out")
+    assert here.refused(jobset=True).startswith("this cluster has no JobSets\n  fix: omit --jobset")
     here.api.has_jobsets = True
     here.launch(jobset=True)
     assert here.api.names() == ["jobsets/gpt2"]

@@ -55,7 +55,7 @@ GONE = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": 
             ended(137, reason="OOMKilled"),
             "memory",
             "host-memory",
-            "OOMKilled: it wanted more memory than its machine has",
+            "OOMKilled: it needed more memory than its machine has",
         ),
         (ended(137, reason="Error") | EVICTED, "killed", "evicted", "evicted: The node was low on memory"),
         (ended(143, reason="Error") | DRAINED, "killed", "evicted", "most likely because its machine is drained"),
@@ -162,3 +162,26 @@ def test_why_names_a_cluster_that_does_not_answer(here: Here) -> None:
     here.output()
     assert show_why(here.find(), as_json=False) == 1
     assert "unreachable:\n  the scheduler: cannot reach the cluster" in here.output()
+
+
+STEPS = 500  # more lines than the last ones that are read of a rank
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_early_traceback_of_a_long_log_is_found(here: Here, is_stopped: bool) -> None:
+    when = time.time() - 9000
+    pods = failed(here, ended(1, json.dumps({"rank": 3, "code": 1, "time": when})))
+    log = here.api.logs[pods[1]].lines
+    log.clear()
+    texts = [f"[rank2]:{line}" for line in LOST.splitlines()] + [f"[rank3]:{line}" for line in PLAIN.splitlines()]
+    for rank in (2, 3):
+        texts += [f"[rank{rank}]:frame #{number}: c10::f() + 0x1 (0x2 in libc10.so)" for number in range(STEPS)]
+    for number, text in enumerate(texts):
+        here.api.write(pods[1], text, when + number)
+    if is_stopped:
+        for pod in pods:
+            here.api.close_log(pod)
+        assert here.stop()[0] == 0
+    found = why(here)
+    assert found["cause"]["words"] == "the script raised ValueError: bad batch 17", found
+    assert found["first"]["rank"] == 3

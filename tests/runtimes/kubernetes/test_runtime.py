@@ -65,7 +65,7 @@ def test_job_of_another_launch_is_not_touched(here: Here) -> None:
         (403, 'jobs.batch is forbidden: User "bob" cannot create resource "jobs"', 'User "bob" cannot create'),
         (401, "Unauthorized", "the cluster does not accept your credentials"),
         (422, 'Job "gpt2" is invalid: spec.x', "the cluster refuses (422): Job"),
-        (503, "etcd leader changed", "the cluster is busy or in trouble (503): etcd leader changed"),
+        (503, "etcd leader changed", "the cluster is overloaded or faulty (503): etcd leader changed"),
         (0, "", "cannot reach the cluster at http://127.0.0.1:"),
         (-1, "", "cannot reach the cluster at http://127.0.0.1:"),
     ],

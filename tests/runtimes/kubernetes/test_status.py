@@ -14,9 +14,9 @@ from torchfab.monitoring.job_status import ask_status
 
 def test_job_is_pending_until_its_pods_run(here: Here) -> None:
     here.launch()
-    assert "gpt2-[0-1]: its pod is not made yet" in here.status()
+    assert "gpt2-[0-1]: its pod is not created yet" in here.status()
     here.api.event("gpt2", "FailedCreate", 'pods "gpt2-0-x" is forbidden: exceeded quota: gpus')
-    assert 'its pod cannot be made: pods "gpt2-0-x" is forbidden: exceeded quota: gpus' in here.status()
+    assert 'its pod cannot be created: pods "gpt2-0-x" is forbidden: exceeded quota: gpus' in here.status()
 
 
 def test_queued_job_names_its_queue(here: Here) -> None:
@@ -75,7 +75,7 @@ def test_exit_code_falls_back_to_the_report_of_torchrun(here: Here) -> None:
 @pytest.mark.parametrize(
     ("status_of_pod", "words", "code"),
     [
-        (ended(137, reason="OOMKilled"), "OOMKilled: it wanted more memory than its limit of 64Gi", 137),
+        (ended(137, reason="OOMKilled"), "OOMKilled: it needed more memory than its limit of 64Gi", 137),
         (ended(137, reason="Error") | {"reason": "Evicted", "message": "The node was low on memory."},
          "evicted: The node was low on memory", 137),
         ({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True",

@@ -119,7 +119,7 @@ def test_wait_prints_pending_reason_nodes_and_end(
     assert capsys.readouterr().err.splitlines()[:3] == [
         "gpt2: pending (waits for nodes to become free (Resources))",
         "gpt2: runs on n[1-2]",
-        "gpt2: unreachable (Slurm cannot be asked: no controller)",
+        "gpt2: unreachable (Slurm cannot be queried: no controller)",
     ]
 
 
@@ -172,7 +172,7 @@ def test_unconfirmed_job_is_lost_and_can_be_removed(
     assert (found.state, found.has_ended) == ("lost", True)
     assert wait(unconfirmed, 30.0, 0.0) == 1
     assert stop(unconfirmed, 1.0) == 0
-    assert "nothing of it was ever confirmed" in capsys.readouterr().out
+    assert "its submission was never confirmed" in capsys.readouterr().out
     played.answers = [{}]
     assert runtime.forget(unconfirmed) == {}
     young = dataclasses.replace(unconfirmed, created=time.time())

@@ -11,7 +11,7 @@ import pytest
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.job_watcher import describe_failure
+from torchfab.monitoring.job_status import describe_failure
 from torchfab.records import Record
 from torchfab.runtimes.slurm.state import job_status
 from torchfab.transport.messages.slurm import SlurmStatus
@@ -63,11 +63,11 @@ def summary(found: JobStatus) -> tuple[str, bool, int | None, str]:
     [
         ("Resources", {}, "waits for nodes to become free (Resources)"),
         ("Priority", {}, "jobs with a higher priority are before it (Priority)"),
-        ("None", {}, "Slurm has not looked at it yet"),
+        ("None", {}, "Slurm has not considered it yet"),
         ("ReqNodeNotAvail, UnavailableNodes:n2", {}, "a node that it needs is not available (ReqNodeNotAvail)"),
         ("QOSMaxGRESPerUser", {}, "a limit of its quality of service is reached (QOSMaxGRESPerUser)"),
         ("AssocGrpCpuLimit", {}, "a limit of its account or user is reached (AssocGrpCpuLimit)"),
-        ("JobHeldUser", {}, "held by its user; to let it go: scontrol release 17 (JobHeldUser)"),
+        ("JobHeldUser", {}, "held by its user; to release it: scontrol release 17 (JobHeldUser)"),
         ("Something_New", {}, "Something New"),
         (
             "BeginTime",
@@ -116,7 +116,7 @@ END_CASES = {
     "memory": (
         told("OUT_OF_MEMORY", exit="0:125"),
         [node(0, process("failed", -9))],
-        ("failed", True, 137, "it used more memory than it had asked for (--sbatch-arg=--mem=... asks for more)"),
+        ("failed", True, 137, "it used more memory than it had requested (--sbatch-arg=--mem=... requests more)"),
     ),
     "node": (told("NODE_FAIL"), [*FAILED], ("lost", True, 143, "a node failed")),
     "node, early": (told("NODE_FAIL"), [node(0), node(1)], ("lost", True, 1, "a node failed")),
@@ -171,12 +171,12 @@ def test_purged_job_takes_its_state_from_its_folder() -> None:
         "rank 0 on n2 failed first (exit code 3)",
     )
     assert summary(job(forgotten, done[0], node(1)))[:3] == ("lost", True, 1)
-    assert "is gone" in job(forgotten, exists=False).reason
+    assert "no longer exists" in job(forgotten, exists=False).reason
 
 
 def test_unreachable_cluster_does_not_end_the_job() -> None:
     found = job({"error": "Unable to contact slurm controller"})
     assert summary(found) == (
         *("unreachable", False, None),
-        "Slurm cannot be asked: Unable to contact slurm controller",
+        "Slurm cannot be queried: Unable to contact slurm controller",
     )

@@ -1,4 +1,4 @@
-"""Servers that refuse this machine's address for a while: recognised, waited for, and explained."""
+"""Servers that temporarily refuse this machine's address: recognised, waited for, and explained."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_penalty_is_waited_for_and_said_once(capsys: pytest.CaptureFixture[str
         return "in"
 
     assert penalties.wait_out(attempt, "node1") == "in"
-    said = "node1: its sshd refuses this address for a while (PerSourcePenalties); waits up to 0 s\n"
+    said = "node1: its sshd temporarily refuses this address (PerSourcePenalties); waits up to 0 s\n"
     assert capsys.readouterr().err == said
 
 
@@ -67,7 +67,7 @@ def test_a_penalty_that_stays_is_an_error_with_its_fix() -> None:
         penalties.wait_out(attempt, "node1")
     assert len(tries) == 4
     problem = explain(caught.value, SimpleNamespace(host="h", port=22), 60.0)
-    assert "h port 22 refuses this machine's address for a while" in problem.message
+    assert "h port 22 temporarily refuses this machine's address" in problem.message
     assert "PerSourcePenaltyExemptList" in problem.fix
 
 

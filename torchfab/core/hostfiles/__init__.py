@@ -105,7 +105,18 @@ def check_format(name: str) -> str:
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file for messages; `-` is stdin."""
+    """Return the name of a file for messages; `-` is stdin.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str
+        The path; `stdin` for `-`.
+    """
     return reading.name_of(path)
 
 
@@ -133,14 +144,31 @@ def read_hosts(path: Path, file_format: str = "", groups: tuple[str, ...] = ()) 
     found = parse_hosts(Source(reading.read_text(path), reading.name_of(path), groups), file_format)
     if found.dialect != ansible.TITLE:
         return found
-    # Their variables would have to be merged by ansible's own rules.
+    # Merging their variables would require ansible's own rules.
     beside = [name for name in ("group_vars", "host_vars") if (path.parent / name).is_dir()]
     notes = [f"{path.parent / name} is not read: ansible-inventory --list prints the values" for name in beside]
     return replace(found, inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)))
 
 
 def parse_hosts(source: Source, file_format: str = "") -> HostFile:
-    """Parse the text of a hosts file, or of `-H`; as `read_hosts`."""
+    """Parse the text of a hosts file, or the value of `-H`.
+
+    Parameters
+    ----------
+    source : Source
+        The text, its origin and the selected groups.
+    file_format : str, default ""
+        One of `FORMATS`; empty to detect the format.
+
+    Returns
+    -------
+    HostFile
+
+    Raises
+    ------
+    InventoryError
+        A line is invalid, or the format is ambiguous.
+    """
     title, translation = _translate(source, file_format)
     if translation is None:
         if not file_format:
@@ -152,12 +180,46 @@ def parse_hosts(source: Source, file_format: str = "") -> HostFile:
 
 
 def read_gpus(path: Path, file_format: str = "") -> HostFile:
-    """Read a gpus file: one process per line, else as `read_hosts`. A line of another dialect counts once per slot."""
+    """Read a gpus file: one process per line; in another dialect, one process per slot.
+
+    Parameters
+    ----------
+    path : Path
+        The file; `-` for stdin.
+    file_format : str, default ""
+        One of `FORMATS`; empty to detect the format.
+
+    Returns
+    -------
+    HostFile
+
+    Raises
+    ------
+    InventoryError
+        The file cannot be read, a line is invalid, or the format is ambiguous.
+    """
     return parse_gpus(Source(reading.read_text(path), reading.name_of(path)), file_format)
 
 
 def parse_gpus(source: Source, file_format: str = "") -> HostFile:
-    """Parse the text of a gpus file, or of `-H`; as `read_gpus`."""
+    """Parse the text of a gpus file, or the value of `-H`.
+
+    Parameters
+    ----------
+    source : Source
+        The text and its origin.
+    file_format : str, default ""
+        One of `FORMATS`; empty to detect the format.
+
+    Returns
+    -------
+    HostFile
+
+    Raises
+    ------
+    InventoryError
+        A line is invalid, or the format is ambiguous.
+    """
     title, translation = _translate(source, file_format)
     if translation is None:
         if not file_format:

@@ -91,7 +91,7 @@ def _check_children(source: Source, inventory: Inventory) -> None:
             if child not in inventory:
                 near = difflib.get_close_matches(child, list(inventory), 1, 0.6)
                 fix = f"did you mean {near[0]}?" if near else f"write [{child}] with its hosts, or leave it out"
-                raise source.error(number_of(child), f"the group {name} contains {child}, which is not there", fix)
+                raise source.error(number_of(child), f"the group {name} contains {child}, which does not exist", fix)
 
 
 def _depths(source: Source, inventory: Inventory) -> dict[str, int]:

@@ -17,7 +17,17 @@ _PORT = re.compile(r"(.*[^:]|\[.*\]):(\d{1,5})")
 
 
 def matches(source: Source) -> bool:
-    """Return whether a line is a section header, or has a variable or a range of ansible."""
+    """Return whether a line is a section header, or has a variable or a range of ansible.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    bool
+    """
     return any(
         _section(line) or _RANGE.search(line[0]) or any(word.startswith("ansible_") for word in line[1:])
         for _, line in source.lines

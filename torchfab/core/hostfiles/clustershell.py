@@ -18,7 +18,17 @@ _ENTRY = re.compile(r"\s*([A-Za-z0-9_][\w.-]*)\s*:\s+([^\s:]\S*(?:\s*,\s*\S+)*)\
 
 
 def matches(source: Source) -> bool:
-    """Return whether every line is a group and its hosts, and at least one has a range, a list or another group."""
+    """Return whether every line is a group and its hosts, and at least one has a range, a list or another group.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    bool
+    """
     entries = [_ENTRY.fullmatch(line.partition("#")[0]) for _, line in significant_lines(source.text)]
     if not entries or not all(entries):
         return False
@@ -26,7 +36,23 @@ def matches(source: Source) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Resolve the selected groups; all groups if none is selected."""
+    """Resolve the selected groups, or all groups if none is selected.
+
+    Parameters
+    ----------
+    source : Source
+        The text, and the selected groups.
+
+    Returns
+    -------
+    Translation
+        One line per host.
+
+    Raises
+    ------
+    InventoryError
+        A line is not a group, or a group is unknown, invalid or contains itself.
+    """
     data: dict[str, str] = {}
     numbers: dict[str, int] = {}  # the line of each group
     for number, line in significant_lines(source.text):
@@ -40,7 +66,17 @@ def translate(source: Source) -> Translation:
 
 
 def is_document(value: Any) -> bool:
-    """Return whether a YAML document is a groups file: sources, which map groups to sets of nodes."""
+    """Return whether a YAML document is a groups file: sources, which map groups to sets of nodes.
+
+    Parameters
+    ----------
+    value : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    bool
+    """
     if not isinstance(value, dict) or not value:
         return False
     groups_ = [each for each in value.values() if isinstance(each, dict) and each]

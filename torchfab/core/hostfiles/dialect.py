@@ -37,11 +37,37 @@ class Source:
         return tuple((number, words.split_line(line)) for number, line in found)
 
     def line(self, number: int, *line_words: str) -> Line:
-        """Return the line of our own grammar for a line of the file."""
+        """Return the line of our own grammar for a line of the file.
+
+        Parameters
+        ----------
+        number : int
+            Number of the line in the file, from 1.
+        line_words : str
+            The words of the new line.
+
+        Returns
+        -------
+        Line
+        """
         return Line(words.place(self.origin, number), line_words)
 
     def error(self, number: int, problem: str, fix: str) -> InventoryError:
-        """Return the error about a line; number 0 for the whole file."""
+        """Return the error about a line of the file.
+
+        Parameters
+        ----------
+        number : int
+            Number of the line, from 1; 0 for the whole file.
+        problem : str
+            What is wrong, and what was expected.
+        fix : str
+            What to write instead.
+
+        Returns
+        -------
+        InventoryError
+        """
         place = words.place(self.origin, number) if number else self.origin
         return InventoryError(f"{place}: {problem}", fix)
 

@@ -102,13 +102,26 @@ def recognise(source: Source) -> Document:
         return Document(ansible.TITLE, lambda: ansible.translate(source, inventory))
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
+    if error := lists.numbers_error(source, document):
+        raise error
     raise source.error(
         0, "a JSON or YAML document that lists no hosts", 'write one host per line, or ["node1", "node2"] in JSON'
     )
 
 
 def refuse(source: Source) -> None:
-    """Raise an error for a YAML document of a kind that names no hosts for SSH; return for any other text."""
+    """Raise an error for a YAML document of a kind that names no hosts for SSH.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Raises
+    ------
+    InventoryError
+        The text is such a document; the message names its kind.
+    """
     _refuse(source, set(_KEY.findall(source.text)))
 
 
@@ -119,7 +132,22 @@ def _refuse(source: Source, keys: set[str]) -> None:
 
 
 def read_ansible(source: Source) -> Translation:
-    """Translate a YAML or JSON inventory of ansible, or raise InventoryError."""
+    """Translate a YAML or JSON inventory of ansible.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    Translation
+
+    Raises
+    ------
+    InventoryError
+        The text is not an inventory, or the inventory is invalid.
+    """
     inventory = ansible_data.read(source, load(source))
     if inventory is None:
         raise source.error(0, f"not {ansible.TITLE}", "its groups have hosts:, children: and vars:")
@@ -127,7 +155,22 @@ def read_ansible(source: Source) -> Translation:
 
 
 def read_mlx(source: Source) -> Translation:
-    """Translate a hosts file of MLX, or raise InventoryError."""
+    """Translate a hosts file of MLX.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    Translation
+
+    Raises
+    ------
+    InventoryError
+        The text is not a hosts file of MLX, or a host is invalid.
+    """
     document = load(source)
     if lists.title(document) != lists.MLX:
         raise source.error(0, f"not {lists.MLX}", 'it has a list of {"ssh": "me@node1", "ips": ["10.0.0.2"]}')

@@ -27,12 +27,38 @@ def _is_name(word: str) -> bool:
 
 
 def matches(source: Source) -> bool:
-    """Return whether every line with an address has names after it, and at least one line has an address."""
+    """Return whether at least one line is an address followed by names.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    bool
+    """
     return any(_is_entry(line) for _, line in source.lines)
 
 
 def refuse(source: Source) -> Translation:
-    """Raise the error that shows the order of our own lines."""
+    """Raise the error that shows the order of our own lines.
+
+    Parameters
+    ----------
+    source : Source
+        A text for which `matches` is true.
+
+    Returns
+    -------
+    Translation
+        Never; the function has the type of a translation.
+
+    Raises
+    ------
+    InventoryError
+        Always.
+    """
     entries = [each for each in source.lines if _is_entry(each[1])]
     number, line = next((each for each in entries if not _is_local(each[1])), entries[0])
     raise source.error(
@@ -48,12 +74,30 @@ def _is_local(line: tuple[str, ...]) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Translate each address with its first name; loopback and multicast addresses are skipped."""
+    """Translate each address with its first name; skip loopback and multicast addresses.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    Translation
+        One line per name.
+
+    Raises
+    ------
+    InventoryError
+        A line is not an address followed by names.
+    """
     lines: list[Line] = []
     seen: set[str] = set()
     for number, line in source.lines:
         if not _is_entry(line):
-            raise source.error(number, f"{' '.join(line)!r}: no address and names", "its lines are: 10.0.0.1 node1")
+            raise source.error(
+                number, f"{' '.join(line)!r} is not an address followed by names", "its lines are: 10.0.0.1 node1"
+            )
         if not _is_local(line) and line[1].lower() not in seen:
             seen.add(line[1].lower())
             lines.append(source.line(number, line[1], f"address={line[0]}"))

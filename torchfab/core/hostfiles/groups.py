@@ -40,7 +40,18 @@ def choose(source: Source, groups: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def listed(groups: Mapping[str, Collection[str]]) -> str:
-    """Return the names of groups with the numbers of their hosts, at most eight of them."""
+    """Return the names of groups with their numbers of hosts, at most eight of them.
+
+    Parameters
+    ----------
+    groups : Mapping of str to collection of str
+        The hosts of each group.
+
+    Returns
+    -------
+    str
+        `gpu (8), cpu (2)`; `none` if no group has a host.
+    """
     names = [f"{name} ({len(hosts)})" for name, hosts in groups.items() if hosts]
     more = [f"and {len(names) - 8} more"] if len(names) > 8 else []
     return ", ".join([*names[:8], *more]) or "none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torchfab.core.errors import InventoryError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostfiles.dialect import Source, Translation
 from torchfab.core.hostfiles.structured import number_of
@@ -16,7 +17,18 @@ MLX, PLAIN = "a hosts file of MLX (JSON)", "a list of hosts"
 
 
 def title(document: Any) -> str:
-    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text."""
+    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text.
+
+    Parameters
+    ----------
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    str
+        `MLX`, `PLAIN`, or empty.
+    """
     entries = _entries(document)
     if not entries:
         return ""
@@ -26,25 +38,47 @@ def title(document: Any) -> str:
 
 
 def _entries(document: Any) -> list[Any]:
-    """Return the hosts: the document itself, or what it has below one of the usual names."""
+    """Return the list of hosts: the document itself, or its value under one of the usual names."""
     if not isinstance(document, dict):
         return document if isinstance(document, list) else []
     for name in _NAMES:
         if isinstance(document.get(name), list):
             return list(document[name])
-    return [_entry(host, values) for host, values in document.items()] if _is_mapping(document) else []
+    return [{"host": host, **values} for host, values in document.items()] if _is_mapping(document) else []
 
 
 def _is_mapping(document: Mapping[str, Any]) -> bool:
-    """Return whether a document maps hosts to their slots, or to their keys: `{"a": 8}`, `{"a": {"slots": 8}}`."""
+    """Return whether a document maps hosts to their keys: `{"a": {"slots": 8}}`."""
     return bool(document) and all(
-        is_whole(each, 4) if isinstance(each, str) else isinstance(each, dict) and each and set(each) <= {*HOST_KEYS}
-        for each in document.values()
+        isinstance(each, dict) and each and set(each) <= {*HOST_KEYS} for each in document.values()
     )
 
 
-def _entry(host: str, values: Any) -> dict[str, Any]:
-    return {"host": host, **(values if isinstance(values, dict) else {"slots": values})}
+def numbers_error(source: Source, document: Any) -> InventoryError | None:
+    """Return the error for a document such as `{"a": 8}`, which can be hosts with slots, or settings of a program.
+
+    Parameters
+    ----------
+    source : Source
+        The file, for messages.
+    document : any
+        The document, as `structured.load` returns it.
+
+    Returns
+    -------
+    InventoryError or None
+        None for any other document.
+    """
+    if not isinstance(document, dict) or not document:
+        return None
+    if not all(isinstance(each, str) and is_whole(each, 4) for each in document.values()):
+        return None
+    name, slots = next(iter(document.items()))
+    return source.error(
+        number_of(name),
+        f"a JSON or YAML document that maps names to numbers ({name}: {slots}): hosts with slots, or settings",
+        f'write hosts with slots as {{"{name}": {{"slots": {slots}}}}}, or one per line: {name} slots={slots}',
+    )
 
 
 def _host_key(entry: Any) -> str:

@@ -56,7 +56,18 @@ def _unsettled(line: tuple[str, ...]) -> list[re.Match[str]]:
 
 
 def translate(source: Source) -> Translation:
-    """Translate `host:N` to `host slots=N`; a host without a number runs one process."""
+    """Translate `host:N` to `host slots=N`; a host without a number runs one process.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    Translation
+        With a note for each key that is not converted.
+    """
     lines: list[Line] = []
     notes: list[str] = []
     for number, line in source.lines:

@@ -33,7 +33,17 @@ def _is_rankfile(line: tuple[str, ...]) -> bool:
 
 
 def matches(source: Source) -> bool:
-    """Return whether a line has a key of Open MPI, or blanks around its `=`."""
+    """Return whether a line has a key of Open MPI, or blanks around its `=`.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    bool
+    """
     return any(_is_openmpi(line) for _, line in source.lines)
 
 
@@ -44,7 +54,23 @@ def _is_openmpi(line: tuple[str, ...]) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Translate to our keys; maximum slots and topology are omitted, with a note."""
+    """Translate to our keys; maximum slots and topology are omitted, with a note.
+
+    Parameters
+    ----------
+    source : Source
+        The text of the file.
+
+    Returns
+    -------
+    Translation
+        With a note for each key that is not converted.
+
+    Raises
+    ------
+    InventoryError
+        A line excludes a host, or is a line of a rankfile.
+    """
     lines: list[Line] = []
     dropped: dict[str, int] = {}
     for number, line in source.lines:

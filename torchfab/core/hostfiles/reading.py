@@ -50,13 +50,25 @@ def read_text(path: Path, what: str = "a hosts file") -> str:
             f"{name_of(path)}:{line}: not UTF-8 text (byte {error.start})", "save it as UTF-8, which has no such byte"
         ) from None
     if "\0" in text:
-        fix = f"save it as UTF-8; if it is a program, run it: … | fab … --hostfile {STDIN}"
-        raise InventoryError(f"{name_of(path)}: no text: it contains NUL characters, as UTF-16 and programs do", fix)
+        fix = "save it as UTF-8"
+        if what == "a hosts file":
+            fix += f"; if it is a program, run it: … | fab … --hostfile {STDIN}"
+        raise InventoryError(f"{name_of(path)}: not text: it contains NUL characters, as UTF-16 and programs do", fix)
     return text
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a file for messages."""
+    """Return the name of a file for messages.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str
+    """
     return "stdin" if str(path) == STDIN else str(path)
 
 

@@ -25,14 +25,37 @@ class Text(str):
 
     @classmethod
     def at(cls, text: str, number: int) -> Text:
-        """Return a text with its line number."""
+        """Return a text with its line number.
+
+        Parameters
+        ----------
+        text : str
+            The text.
+        number : int
+            Its line, from 1.
+
+        Returns
+        -------
+        Text
+        """
         found = cls(text)
         found.number = number
         return found
 
 
 def number_of(text: str) -> int:
-    """Return the line of a text; 0 if unknown."""
+    """Return the line number of a text.
+
+    Parameters
+    ----------
+    text : str
+        A text, or a `Text` from a file.
+
+    Returns
+    -------
+    int
+        From 1; 0 if unknown.
+    """
     return text.number if isinstance(text, Text) else 0
 
 

@@ -1,11 +1,11 @@
-"""What to write instead of a word that is no host name: characters and notations of other tools that people try."""
+"""Suggest corrections for words that are not host names: special characters, and notations of other tools."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-_QUOTES = "“”„‟‘’‚‛«»"  # what word processors make of " and '
+_QUOTES = "“”„‟‘’‚‛«»"  # typographic quotes that word processors insert
 _COUNTED = re.compile(r"(?P<host>[A-Za-z0-9_.-]+)(?:\*|\((?:x)?|/)(?P<count>\d{1,4})\)?")
 _CIDR = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})/\d{1,2}")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[^/@\s]+@)?([^/:\s]+).*", re.IGNORECASE)
@@ -14,13 +14,24 @@ _LETTERS = re.compile(r"([^\[\]]*)\[([A-Za-z])-([A-Za-z])\]([^\[\]]*)")
 
 
 def invisible(text: str) -> str:
-    """Return the first character of a text that is not seen: `U+200B (ZERO WIDTH SPACE)`; empty where all are seen."""
+    """Return the first invisible character of a text.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+
+    Returns
+    -------
+    str
+        `U+200B (ZERO WIDTH SPACE)`; empty if there is none.
+    """
     found = next((char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs")), "")
     return f"U+{ord(found):04X} ({unicodedata.name(found, 'a control character')})" if found else ""
 
 
 def fix_for(word: str) -> str:
-    """Return what to write instead of a word that is no host name.
+    """Return the correction for a word that is not a valid host name.
 
     Parameters
     ----------
@@ -30,22 +41,23 @@ def fix_for(word: str) -> str:
     Returns
     -------
     str
-        Empty where nothing better than the general form is known.
+        Empty if no specific correction is known.
     """
     return next((fix for hint in _HINTS if (fix := hint(word))), "")
 
 
 def second_word(host: str, word: str) -> str:
-    """Return what to write for a word behind a host that is no key; empty where nothing is known.
+    """Return the correction for a word after a host that is not a key.
 
     Parameters
     ----------
     host, word : str
-        The first word of the line, and the one behind it.
+        The first word of the line, and the one after it.
 
     Returns
     -------
     str
+        Empty if no correction is known.
     """
     if counted := re.fullmatch(r"(?:[xX*]|\([xX]?)(\d{1,4})\)?", word):
         return f"a number of processes is written with its key: {host} slots={counted[1]}"
@@ -58,7 +70,7 @@ def second_word(host: str, word: str) -> str:
 
 def _invisible(word: str) -> str:
     found = invisible(word)
-    return f"it contains {found}, which is not seen: remove it, or type the line again" if found else ""
+    return f"it contains {found}, which is invisible: remove it, or type the line again" if found else ""
 
 
 def _quotes(word: str) -> str:
@@ -106,11 +118,11 @@ def _pattern(word: str) -> str:
 def _shell(word: str) -> str:
     if set(word) & set("$`"):
         return "no shell reads this file: write the names themselves"
-    return f"hosts stand on lines of their own, or in a list: {','.join(word.split(';'))}" if ";" in word else ""
+    return f"write one host per line, or a list: {','.join(word.split(';'))}" if ";" in word else ""
 
 
 def _assignment(word: str) -> str:
-    return "an assignment is no host: write one host per line, or a list: node1,node2" if "=" in word else ""
+    return "an assignment is not a host: write one host per line, or a list: node1,node2" if "=" in word else ""
 
 
 def _list_item(word: str) -> str:
@@ -123,7 +135,7 @@ def _unicode(word: str) -> str:
     if word.isascii():
         return ""
     try:
-        return f"write it as DNS has it: {word.encode('idna').decode()}"
+        return f"write its ASCII form: {word.encode('idna').decode()}"
     except UnicodeError:
         return "a host name has the letters a to z, digits, dots and dashes"
 

@@ -97,9 +97,9 @@ def parse(line: Line, known: Sequence[str]) -> Values:
 
 
 def _check_word(line: Line, word: str, value: str) -> None:
-    """Raise the error about quotes that are no quotes here, a quote that is not closed, and characters unseen."""
+    """Raise the error about typographic quotes, an unclosed quote, or an invisible character."""
     if invisible := hints.invisible(word):
-        raise line.error(f"{word!r} contains {invisible}, which is not seen", "remove it, or type the line again")
+        raise line.error(f"{word!r} contains {invisible}, which is invisible", "remove it, or type the line again")
     if value[:1] in ("“", "”", "‘", "’", "„"):
         raise line.error(f"{value[:1]} in {word!r} is no quote here", "write ' or \"")
     if value[:1] in ("'", '"') and value.count(value[0]) % 2:

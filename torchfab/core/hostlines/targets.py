@@ -62,7 +62,17 @@ def expand(line: Line, word: str) -> list[Target]:
 
 
 def split_list(word: str) -> list[str]:
-    """Split a list at its commas; a comma inside brackets or braces belongs to a range."""
+    """Split a list at its commas; a comma inside brackets or braces belongs to a range.
+
+    Parameters
+    ----------
+    word : str
+        The first word of a line.
+
+    Returns
+    -------
+    list of str
+    """
     return re.split(r",(?![^\[]*\])(?![^{]*\})", word)
 
 
@@ -133,7 +143,17 @@ def split_target(line: Line, text: str) -> Target:
 
 
 def is_dns_length(host: str) -> bool:
-    """Return whether the parts of a host name, and the whole, have lengths that DNS allows."""
+    """Return whether the parts of a host name, and the whole, have lengths that DNS allows.
+
+    Parameters
+    ----------
+    host : str
+        The host name.
+
+    Returns
+    -------
+    bool
+    """
     return len(host) <= 253 and all(1 <= len(part) <= 63 for part in host.split("."))
 
 
@@ -172,7 +192,25 @@ def _is_ipv6(text: str) -> bool:
 
 
 def check_user(line: Line, user: str) -> str:
-    """Return a login name that is valid on command lines, or raise InventoryError."""
+    """Check that a login name is valid on command lines.
+
+    Parameters
+    ----------
+    line : Line
+        The line, for the message.
+    user : str
+        The login name.
+
+    Returns
+    -------
+    str
+        The same name.
+
+    Raises
+    ------
+    InventoryError
+        The name is not valid.
+    """
     if not USER.fullmatch(user):
         fix = "configure such a name in ssh's configuration: Host NAME, then User NAME" if user else None
         raise line.error(f"{user!r} is not a user name", *((fix,) if fix and not user.startswith("-") else ()))
@@ -180,7 +218,25 @@ def check_user(line: Line, user: str) -> str:
 
 
 def parse_port(line: Line, text: str | None) -> int | None:
-    """Return the port; None if none is given. Raise InventoryError if it is invalid."""
+    """Parse a port.
+
+    Parameters
+    ----------
+    line : Line
+        The line, for the message.
+    text : str or None
+        The port as text; None if none is given.
+
+    Returns
+    -------
+    int or None
+        None if none is given.
+
+    Raises
+    ------
+    InventoryError
+        The text is not a port.
+    """
     if text is None:
         return None
     if text.startswith(("slots=", "gpus=")):
@@ -220,7 +276,17 @@ def _expand_ranges(line: Line, host: str) -> list[str]:
 
 
 def max_host_count(pattern: str) -> int:
-    """Return an upper bound for the number of hosts of a pattern with ranges; steps are ignored."""
+    """Return an upper bound for the number of hosts of a pattern with ranges; steps are ignored.
+
+    Parameters
+    ----------
+    pattern : str
+        Host names with ranges in brackets.
+
+    Returns
+    -------
+    int
+    """
     product = 1
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
         ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]

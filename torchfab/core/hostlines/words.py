@@ -24,7 +24,19 @@ class Line:
     words: tuple[str, ...]
 
     def error(self, problem: str, fix: str = EXPECTED) -> InventoryError:
-        """Return the error about this line."""
+        """Return the error about this line.
+
+        Parameters
+        ----------
+        problem : str
+            What is wrong, and what was given.
+        fix : str
+            What to write instead. Default: the form of a line.
+
+        Returns
+        -------
+        InventoryError
+        """
         return InventoryError(f"{self.origin}: {problem}", fix)
 
 
@@ -56,7 +68,18 @@ def split_words(text: str) -> tuple[str, ...]:
 
 
 def significant_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and the text of each line that is not blank or a comment."""
+    """Yield the number, from 1, and the text of each line that is not blank or a comment.
+
+    Parameters
+    ----------
+    text : str
+        The text of a file.
+
+    Yields
+    ------
+    int, str
+        The number and the text of a line.
+    """
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         if split_words(line):
             yield number, line
@@ -81,17 +104,50 @@ def lines_of(text: str, origin: str) -> Iterator[Line]:
 
 
 def split_line(text: str) -> tuple[str, ...]:
-    """Split a line into words; a list such as `a, b` is one word, and a quoted value keeps its blanks."""
+    """Split a line into words; a list such as `a, b` is one word, and a quoted value keeps its blanks.
+
+    Parameters
+    ----------
+    text : str
+        The line.
+
+    Returns
+    -------
+    tuple of str
+        Empty for a blank line or a comment.
+    """
     names, equals, values = text.partition("=")
     return split_words(_SPACED_COMMA.sub(",", names) + equals + values)
 
 
 def place(origin: str, number: int) -> str:
-    """Return `file:line`, or the name of a flag."""
+    """Return `file:line`, or the name of a flag.
+
+    Parameters
+    ----------
+    origin : str
+        Name of the file or of the flag.
+    number : int
+        Number of the line, from 1.
+
+    Returns
+    -------
+    str
+    """
     return origin if origin.startswith("-") else f"{origin}:{number}"
 
 
 def unquote(value: str) -> str:
-    """Return a value without the quotes around it."""
+    """Return a value without the quotes around it.
+
+    Parameters
+    ----------
+    value : str
+        The value, with or without quotes.
+
+    Returns
+    -------
+    str
+    """
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
     return value[1:-1] if quoted else value

@@ -1,1 +1,1 @@
-"""What a job is on Kubernetes: values of flags, objects, their text, and the program in the pods. All pure."""
+"""The manifest of a job on Kubernetes: values of flags, objects, their YAML text, and the program in the pods. Pure."""

@@ -203,8 +203,8 @@ def _failure_policy(max_restarts: int, nodes: int) -> dict[str, Any]:
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     codes = {"containerName": CONTAINER, "operator": "In", "values": HOPELESS}
     return {
-        "backoffLimit": max_restarts * nodes,  # the limit counts pods, and all of them fail when one does
-        "podReplacementPolicy": "Failed",  # never two pods of one index at a time
+        "backoffLimit": max_restarts * nodes,  # the limit counts pods, and when one fails, all fail
+        "podReplacementPolicy": "Failed",  # never two pods with the same index at once
         "podFailurePolicy": {"rules": [disrupted, {"action": "FailJob", "onExitCodes": codes}]},
     }
 
@@ -253,7 +253,7 @@ def _container(job: Job, shape: Shape, container: Mapping[str, Any]) -> dict[str
         **container,
         "ports": [{"name": "rendezvous", "containerPort": shape.port, "protocol": "TCP"}],
         "resources": _resources(job.options),
-        # The message that the entry point writes, else the end of the log.
+        # The message that the entry point writes; without one, the end of the log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [mount for _, mount in _volumes(job)],

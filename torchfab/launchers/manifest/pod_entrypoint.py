@@ -1,6 +1,8 @@
-"""Run torchrun in a pod, with three additions: the exit code is that of the rank that failed first on this node (that
-of torchrun is always 1); the pod's termination message holds that rank, its exit code and the time, and those of all
-ranks that ended by themselves; and ranks can save when they are asked to end.
+"""Run torchrun in a pod, with three additions.
+
+The exit code is that of the rank that failed first on this node (torchrun's own is always 1). The pod's termination
+message holds that rank, its exit code and the time, and the same for all ranks that ended by themselves. And ranks can
+save a checkpoint when they get SIGTERM.
 """
 
 import json
@@ -23,24 +25,28 @@ ended: "dict[int, float]" = {}
 
 # Seconds for ranks to end after another one has failed; if the pod is deleted, the cluster ends the wait.
 GRACE_S = float(os.environ.get("TORCHFAB_GRACE_S", "30"))
-# Seconds from the first failure that a failed pod lives at least. The cluster deletes the other pods, with their logs,
-# as soon as one has failed: those of which a rank failed too, and takes longer to end, are then kept.
+# Least seconds from the first failure to the end of a failed pod. The cluster deletes the other pods and their logs as
+# soon as one has failed: the delay keeps those in which a rank failed too, but takes longer to end.
 LINGER_S = float(os.environ.get("TORCHFAB_LINGER_S", "0"))
 own_handler, own_close = api._terminate_process_handler, SubprocessContext._close
 deleted: "list[int]" = []
-asked: "list[int]" = []  # the ranks that have got their signal
+asked: "list[int]" = []  # pids of the ranks that were sent the signal
 by_themselves: "dict[int, int]" = {}  # exit codes of the others, by pid
 places: "dict[int, int]" = {}  # local ranks, by pid
 
 
 def on_deletion(signum: int, frame: "FrameType | None") -> None:
+    """Handle SIGTERM, which the cluster sends when the pod is deleted."""
     deleted.append(signum)
     if len(deleted) == 1:  # a second one must not interrupt the wait for the ranks
         own_handler(signum, frame)
 
 
 def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
-    # torchrun's own signals go to data loaders too, so that a rank cannot save, and its SIGKILL follows after 30 s.
+    """End the ranks: signal each once, wait, then SIGKILL. Replaces torchrun's own method.
+
+    torchrun signals data loaders, too, so that a rank cannot save, and sends SIGKILL after 30 s.
+    """
     ranks = [handler.proc for handler in self.subprocess_handlers.values()]
     places.update((handler.proc.pid, local) for local, handler in self.subprocess_handlers.items())
     for rank in ranks:
@@ -60,6 +66,7 @@ def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: in
 
 
 def note_end(*_: object) -> None:
+    """Record the time at which a child ended (SIGCHLD)."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -69,10 +76,12 @@ def note_end(*_: object) -> None:
 
 
 def time_of(failure: ProcessFailure) -> float:
+    """Return when a rank failed, in seconds since the epoch."""
     return ended.get(failure.pid, float(failure.timestamp + 1))
 
 
 def leave_message(rank: int, failure: ProcessFailure) -> None:
+    """Write the pod's termination message."""
     ends = [[places[pid], code, ended.get(pid)] for pid, code in by_themselves.items()]
     try:
         with open(MESSAGE, "w") as file:
@@ -82,12 +91,14 @@ def leave_message(rank: int, failure: ProcessFailure) -> None:
 
 
 def linger(until: float) -> None:
+    """Wait until a time, in seconds since the epoch, or until the pod is deleted."""
     signal.signal(signal.SIGTERM, lambda signum, _: deleted.append(signum))
     while time.time() < until and not deleted:
         time.sleep(0.1)
 
 
 def run_after(code: int) -> None:
+    """Run the command of --after, if there is one, with the exit code in its environment."""
     command = os.environ.get("TORCHFAB_AFTER")
     if not command:
         return
@@ -102,6 +113,7 @@ def run_after(code: int) -> None:
 
 
 def main(args: "list[str]") -> int:
+    """Run torchrun with its arguments; return the exit code of the pod."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun handles it: process 1 would ignore it
     signal.signal(signal.SIGCHLD, note_end)
     api._terminate_process_handler = on_deletion

@@ -37,11 +37,11 @@ def object_name(job_name: str, last_pod: str) -> str:
     """
     name = job_name.lower().replace("_", "-")
     if not _LABEL.fullmatch(name):
-        problem = f"{name!r} cannot name a Service: DNS wants a letter first, and a letter or digit last"
+        problem = f"{name!r} cannot name a Service: a DNS name starts with a letter, and ends with a letter or digit"
         raise JobNameError(problem, "choose another --name")
     length = len(name) + len(last_pod)
     if length > LONGEST_LABEL:
-        problem = f"the last pod's host name, {name}{last_pod}, has {length} characters, and DNS takes {LONGEST_LABEL}"
+        problem = f"the last pod's host name, {name}{last_pod}, has {length} characters, and DNS allows {LONGEST_LABEL}"
         raise JobNameError(problem, f"choose a --name of at most {LONGEST_LABEL - len(last_pod)} characters")
     return name
 

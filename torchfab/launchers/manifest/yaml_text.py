@@ -53,7 +53,7 @@ def check_text(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{name} is not UTF-8, and a Kubernetes manifest holds nothing else: {text!r}") from None
+        raise UsageError(f"{name} is not UTF-8, which a Kubernetes manifest requires: {text!r}") from None
     return text
 
 

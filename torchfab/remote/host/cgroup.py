@@ -1,11 +1,11 @@
-"""Control groups: the kernel's own list of the processes that something has started.
+"""Control groups: the kernel's own list of a process and all its descendants.
 
 A process cannot leave its group by forking, by starting a session, or by losing its environment and its parents. So an
-empty group proves that nothing is left, and one write ends all that is in it, also processes of other users.
+empty group proves that no process is left, and one write ends all its processes, including those of other users.
 
-A group is made below the group of this process (cgroups(7)): in version 2 of the interface, or in a hierarchy of
-version 1, whichever this user may write. Where that is not permitted and a systemd manager of the user stays without a
-login (`loginctl enable-linger`), this process first moves into a scope of that manager, which the user owns.
+A group is created below the group of this process (cgroups(7)): in version 2 of the interface, or in a hierarchy of
+version 1, whichever this user may write. If neither is permitted, but the user's systemd manager runs without a login
+(`loginctl enable-linger`), this process first moves into a scope of that manager, which the user owns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PROCS = "cgroup.procs"
-_SIGKILL = 9  # to import `signal` takes a tenth of a supervisor's start
+_SIGKILL = 9  # importing `signal` takes a tenth of a supervisor's start-up
 # Version 1: the first of these hierarchies that can be used. A frozen group cannot fork while it is killed.
 _V1_HIERARCHIES = ("freezer", "pids", "name=systemd")
 _FREEZE_S = 1.0
@@ -40,7 +40,7 @@ class Group:
         self.path = path
 
     def exists(self) -> bool:
-        """Return whether the group exists; one that held processes can only have been removed after their end."""
+        """Return whether the group exists; a group that held processes can only have been removed after their end."""
         return os.path.exists(os.path.join(self.path, _PROCS))
 
     def members(self) -> list[int]:
@@ -49,7 +49,7 @@ class Group:
         Returns
         -------
         list of int
-            Their pids; a process that has ended and is not reaped is no member.
+            Their pids; zombies are not members.
         """
         return [pid for folder in self._folders() for pid in _numbers(os.path.join(folder, _PROCS))]
 
@@ -68,12 +68,12 @@ class Group:
         Raises
         ------
         OSError
-            That is not permitted.
+            This is not permitted.
         """
         _write(os.path.join(self.path, _PROCS), "0")
 
     def kill(self) -> None:
-        """Send SIGKILL to all processes of the group, so that none can fork meanwhile; their ends are not awaited."""
+        """Send SIGKILL to all processes of the group, so that none can fork meanwhile; do not wait for their ends."""
         try:
             _write(os.path.join(self.path, "cgroup.kill"), "1")  # Linux 5.14
         except OSError:
@@ -96,7 +96,7 @@ class Group:
         self._signal_members()
 
     def _await(self, name: str, line: str) -> None:
-        deadline = time.monotonic() + _FREEZE_S  # a process that waits for a disk freezes later; it cannot fork either
+        deadline = time.monotonic() + _FREEZE_S  # a process that waits for a disk freezes later, but cannot fork either
         while line not in _lines(os.path.join(self.path, name)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
@@ -104,7 +104,7 @@ class Group:
         for pid in self.members():
             try:
                 os.kill(pid, _SIGKILL)
-            except OSError:  # gone meanwhile, or of another user
+            except OSError:  # it has ended, or belongs to another user
                 pass
 
     def remove(self) -> bool:
@@ -113,7 +113,7 @@ class Group:
         Returns
         -------
         bool
-            Whether it is gone, which the kernel permits only if no process is in it.
+            Whether it was removed, which the kernel permits only if no process is in it.
         """
         for folder in reversed(list(self._folders())):
             try:
@@ -124,7 +124,7 @@ class Group:
 
 
 def make(name: str) -> Group | None:
-    """Make a group below that of this process; it may exist already.
+    """Create a group below that of this process; it may exist already.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def make(name: str) -> Group | None:
     Returns
     -------
     Group or None
-        None where no group can be made.
+        None if no group can be created.
     """
     found = _make_below(own_folders(), name)
     if found is None and _enter_user_scope(name):
@@ -145,7 +145,7 @@ def make(name: str) -> Group | None:
 def _make_below(folders: list[str], name: str) -> Group | None:
     for folder in folders:
         path = os.path.join(folder, name)
-        # This process must be able to come back.
+        # This process must be able to return to its group.
         if not os.access(os.path.join(folder, _PROCS), os.W_OK):
             continue
         try:

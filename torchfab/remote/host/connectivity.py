@@ -75,14 +75,14 @@ def probe_node_0(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `address` of node 0; `port` on which it listens (None: it does not); `greeting`; `timeout_s` of a connection;
+        `address` of node 0; `port` on which it listens, or None; `greeting`; `timeout_s` of a connection;
         `tokens` (paths of files that node 0 made, by place); `files` (whether to return file digests); `workdir` and
         `names` (the files to hash, or None).
 
     Returns
     -------
     dict
-        `addresses`, `resolve_s`, `sees` (by place, whether node 0's file exists here), and where they apply `source`,
+        `addresses`, `resolve_s`, `sees` (by place, whether node 0's file exists here), and, if they apply, `source`,
         `connection`, `files`.
     """
     begun = time.monotonic()
@@ -139,7 +139,7 @@ def connect(found: list[str], port: int, greeting: str, timeout_s: float) -> dic
     port : int
         The port.
     greeting : str
-        What node 0 sends.
+        The text that node 0 sends.
     timeout_s : float
         Limit for each connection.
 

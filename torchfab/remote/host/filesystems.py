@@ -20,7 +20,7 @@ def collect(workdir: str, node_dir: str, token: str) -> dict[str, Any]:
     workdir, node_dir : str
         The working directory, and the folder that holds the job folders.
     token : str
-        Name of a file that is made, and kept until this program ends, for other nodes to find; its path is `token` of
+        Name of a file to create for other nodes to find, and to keep until this program ends; its path is `token` of
         the place. Empty: the test file is removed at once.
 
     Returns

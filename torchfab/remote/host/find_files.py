@@ -13,22 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MOST_FILES = 200_000  # of one host: their names are one answer
+MOST_FILES = 200_000  # files of one host, whose names are sent in one answer
 
 
 def find(request: dict[str, Any]) -> dict[str, Any]:
-    """List the files that some paths and patterns stand for.
+    """List the files that paths and patterns match.
 
     Parameters
     ----------
     request : dict
-        `workdir`, the absolute path at which relative ones begin; `patterns`, paths and glob patterns.
+        `workdir`, the absolute path that relative ones are relative to; `patterns`, paths and glob patterns.
 
     Returns
     -------
     dict
         `matches`: the files by pattern, each with `pattern` (its index), `base` (the folder that its names are relative
-        to: the workdir, or `/`), `name` (what matched), `files` (names and sizes) and `links` (names and targets);
+        to: the workdir, or `/`), `name` (the match), `files` (names and sizes) and `links` (names and targets);
         `unreadable`: paths of folders and files that this user may not read. Or `problems`.
     """
     if shutil.which("rsync") is None:
@@ -46,20 +46,20 @@ def find(request: dict[str, Any]) -> dict[str, Any]:
             entry = {"files": list(map(list, listing.files.items())), "links": list(map(list, listing.links.items()))}
             found.append({"pattern": index, "base": base, "name": name, **entry})
             if count > MOST_FILES:
-                what = f"{pattern} stands for more than {MOST_FILES} files there"
-                return {"problems": [{"what": what, "fix": "name a smaller folder, or pack it there into one file"}]}
+                what = f"{pattern} matches more than {MOST_FILES} files there"
+                return {"problems": [{"what": what, "fix": "name a smaller folder, or pack it into one file there"}]}
     return {"matches": found, "unreadable": unreadable[:20]}
 
 
 def expand(workdir: str, pattern: str) -> list[str]:
-    """Return the paths that a pattern stands for.
+    """Return the paths that a pattern matches.
 
     Parameters
     ----------
     workdir : str
-        The folder that a relative pattern begins at.
+        The folder that a relative pattern is relative to.
     pattern : str
-        A path, which may begin with `~` and hold `*`, `?`, `[…]` and `**`. A file of exactly this name comes first.
+        A path, which may begin with `~` and contain `*`, `?`, `[…]` and `**`. A file of exactly this name comes first.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def split(workdir: str, path: str) -> tuple[str, str]:
     Parameters
     ----------
     workdir, path : str
-        Absolute and normal.
+        Absolute, normalized paths.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def split(workdir: str, path: str) -> tuple[str, str]:
 class Listing:
     """The files below a path.
 
-    A symbolic link that leads to another file below the path is kept as a link; all others stand for what they lead to.
+    A symbolic link to another file below the path remains a link; all other links are followed.
 
     Parameters
     ----------
@@ -119,14 +119,14 @@ class Listing:
         self.files: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.unreadable: list[str] = []
-        self.visited: set[str] = set()  # real paths, as links may form a circle
+        self.visited: set[str] = set()  # real paths, because links may form a cycle
         self._add(name)
 
     def _add(self, name: str) -> None:
         path = os.path.join(self.base, name)
         if os.path.isdir(path):
             self._add_folder(name, path)
-        elif os.path.isfile(path):  # no pipe, no socket, no device
+        elif os.path.isfile(path):  # not a pipe, socket or device
             self.files[name] = os.stat(path).st_size
             if not os.access(path, os.R_OK):
                 self.unreadable.append(path)

@@ -1,4 +1,4 @@
-"""The health of a node's NVIDIA GPUs, from `nvidia-smi -q -x`: it names no fields, so every driver version accepts it.
+"""The health of a node's NVIDIA GPUs, from `nvidia-smi -q -x`, which works with every driver: it names no fields.
 
 Elements come and go with the driver version (clocks_throttle_reasons became clocks_event_reasons in 535); a missing
 element, or N/A, means unknown. Nothing here needs a GPU: `parse` takes the text.
@@ -174,7 +174,7 @@ def _repair(element: Element) -> str:
         "ecc_errors/tpc_repair_pending": "a TPC waits to be repaired",
         "gpu_reset_status/reset_required": "it needs a reset",
         "gpu_reset_status/drain_and_reset_recommended": "it should be drained and reset",
-        "ecc_errors/aggregate/sram_threshold_exceeded": "more SRAM errors than are tolerated: have it replaced",
+        "ecc_errors/aggregate/sram_threshold_exceeded": "too many SRAM errors: have it replaced",
     }
     found = [problem for path, problem in pending.items() if _text(element, path) == "Yes"]
     action = _text(element, "gpu_recovery_action")

@@ -1,7 +1,7 @@
-"""Whether a node's GPUs still hold memory of an earlier attempt of a job: of its processes, or of ones that have ended.
+"""Find GPUs that still hold memory of an earlier attempt of a job, in running processes or in ones that have ended.
 
-The driver frees the memory of a process some time after the process has ended, and a process that waits for a device
-does not end at once. A job that starts before that runs out of memory.
+The driver frees the memory of a process some time after its end, and a process that waits for a device does not end at
+once. A job that starts before that runs out of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ UNSEEN_MIB = 1024.0
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Find out which GPUs hold memory that the job's next attempt must wait for.
+    """Find the GPUs with memory that must be freed before the job's next attempt.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `held`: one entry per GPU, with its `index`, `memory_mib`, and `by`, a description of who holds it.
+        `held`: one entry per GPU, with its `index`, `memory_mib`, and `by`, a description of the process that holds it.
     """
     gpus = [gpu for gpu in gpu_usage.collect()["gpus"] if _is_used(gpu, request["devices"])]
     found = [_held(gpu, float(request["since"]), request["name"]) for gpu in gpus]
@@ -47,7 +47,7 @@ def _held(gpu: dict[str, Any], since: float, name: str) -> dict[str, Any]:
     unseen = (gpu["memory"] or 0.0) - sum(each["memory"] or 0.0 for each in gpu["processes"])
     by = ", ".join(_describe(each["pid"]) for each in ours)
     if not gpu["processes"] and unseen >= UNSEEN_MIB:
-        by = "no process that can be seen"
+        by = "no visible process"
     memory = sum(each["memory"] or 0.0 for each in ours) if ours else max(0.0, unseen)
     return {"index": gpu["index"], "memory_mib": memory, "by": by}
 

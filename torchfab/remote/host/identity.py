@@ -1,4 +1,4 @@
-"""Which machine this is, so that two names of one machine are noticed before two nodes run on it."""
+"""Identify this machine, so that two names of one machine are detected before two nodes run on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def identify() -> dict[str, Any]:
     Returns
     -------
     dict
-        `id`: a digest that is equal for two sessions on one machine only; `ssh_port`: the port of sshd by which this
-        session came, None for a local process.
+        `id`: a digest that is equal for two sessions on one machine only; `ssh_port`: the sshd port through which
+        this session was opened, None for a local process.
     """
     return {"id": _digest(), "ssh_port": ssh_port(os.environ)}
 
 
 def ssh_port(environ: Mapping[str, str]) -> int | None:
-    """Return the port of sshd by which a session came.
+    """Return the sshd port through which a session was opened.
 
     Parameters
     ----------

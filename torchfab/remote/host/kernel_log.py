@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_LINES = 60
-# A disk, a local file system, or the server of a network file system fails.
+# Faults of a disk, a local file system, or the server of a network file system.
 STORAGE = (
     r"I/O error|EXT4-fs error|XFS .*(?:error|shut(?:ting )?down|corruption)|BTRFS.*(?:error|forced readonly)"
     r"|Remounting filesystem read-only|Aborting journal|critical (?:medium|target) error|Disk failure on \S+, disabling"
@@ -22,7 +22,7 @@ STORAGE = (
     r"|Lustre(?:Error)?: .*(?:evicted|Connection to .* was lost)|mmfs.*(?:unmount|error)|beegfs.*(?:error|lost)"
     r"|libceph: .*(?:lost|blocklist|hung)|nfs: server .* not responding"
 )
-# The memory of the machine itself fails.
+# Faults of the machine's memory.
 FAULTY_MEMORY = r"Uncorrected hardware memory error|hardware memory corruption|Memory failure: 0x\w+: .*(?:kill|SIGBUS)"
 _WANTED = re.compile(
     r"Out of memory|oom-kill:|invoked oom-killer|Killed process \d+|oom_reaper|NVRM: Xid|SXid \(|segfault at|traps: |"
@@ -44,7 +44,7 @@ def read_since(since: float, until: float = float("inf")) -> dict[str, Any]:
     since : float
         Seconds since the epoch.
     until : float
-        Leave out what is later, in seconds since the epoch. Default: nothing.
+        Leave out later messages, in seconds since the epoch. Default: no limit.
 
     Returns
     -------

@@ -27,7 +27,7 @@ def find(request: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `listeners`, each with `port`, `address` (`localhost` if it listens on all), `pid` and `command`.
+        `listeners`, each with `port`, `address` (`localhost` if it listens on all addresses), `pid` and `command`.
     """
     found = []
     for pid in procfs.all_pids():
@@ -64,7 +64,7 @@ def runs(argv: list[str], program: str) -> bool:
 
 
 def _sockets(pid: int) -> set[str]:
-    """Return the inodes of the sockets that a process has open; none for one of another user."""
+    """Return the inodes of the sockets that a process has open; none for a process of another user."""
     folder = f"/proc/{pid}/fd"
     found: set[str] = set()
     try:
@@ -111,7 +111,7 @@ def parse_line(line: str) -> tuple[str, int, str] | None:
     Returns
     -------
     tuple or None
-        Address (`localhost` for all), port and inode; None unless it listens.
+        Address (`localhost` for all addresses), port and inode; None for a socket that does not listen.
     """
     fields = line.split()
     if len(fields) < 10 or fields[3] != _LISTEN:

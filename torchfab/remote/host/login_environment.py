@@ -1,8 +1,8 @@
-"""Which variables of a node's login environment the processes of a job do not inherit."""
+"""The variables of a node's login environment that the processes of a job do not inherit."""
 
 from __future__ import annotations
 
-# They describe the session in which torchfab's program runs, not the user's wishes.
+# They describe the session in which torchfab's program runs, and were not set by the user.
 _OF_THE_SESSION = (
     "TMUX",
     "TMUX_PANE",

@@ -1,8 +1,8 @@
-"""Run `--setup` once in the user's login shell, and take what it changes in the environment as data.
+"""Run `--setup` once in the user's login shell, and read back the environment that it sets.
 
-The shell is that of the passwd database, started as by a login on a terminal, so that its start-up files define what
-they define there: conda, `module`, aliases. Nothing of the shell itself is kept. A small program, run by it at the end,
-writes the environment that the shell exports, separated by NULs, into a file: what else is printed does no harm.
+The shell is that of the passwd database, started as by a login on a terminal, so that its start-up files define conda,
+`module` and aliases as they do there. Only exported variables are kept. A small program, which the shell runs last,
+writes the exported environment, separated by NULs, to a file; other output of the shell is ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT_S = 60
 _CSH, _FISH = ("csh", "tcsh"), ("fish",)
 _BOURNE = ("sh", "bash", "zsh", "dash", "ash", "ksh", "ksh93", "mksh")
 _DEFAULT_SHELL = "/bin/sh"
-# What a shell sets for itself, or a session has of its own.
+# Variables that a shell sets for itself, or that belong to one session.
 SHELLS_OWN = frozenset(
     (
         *("_", "PWD", "OLDPWD", "SHLVL", "SHELL", "TERM", "LINES", "COLUMNS", "PS1", "PS2", "PS4", "PROMPT"),
@@ -36,12 +36,12 @@ SHELLS_OWN = frozenset(
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # not BASH_FUNC_module%%: functions are not taken
 _OUTPUT_LINES = 12
-# What an interactive shell says of a session without a terminal.
+# Warnings of an interactive shell in a session without a terminal.
 _NO_TERMINAL = (
     *("cannot set terminal process group", "no job control in this shell", "job control turned off"),
     "no access to tty",
 )
-# Writes its environment at its start, which the kernel keeps, so that the interpreter has changed nothing in it.
+# Writes its initial environment, as the kernel keeps it, so that changes by the interpreter are not included.
 _PROGRAM = """import os, sys
 path = sys.argv[1]
 with open(path + ".new", "wb") as file:
@@ -56,7 +56,7 @@ class SetupError(Exception):
     Parameters
     ----------
     what, fix : str
-        What is wrong, with the output, and how to fix it.
+        The problem, with the output, and how to fix it.
     """
 
     def __init__(self, what: str, fix: str) -> None:
@@ -65,10 +65,10 @@ class SetupError(Exception):
 
 
 def login_shell() -> str:
-    """Return the path of this user's login shell; /bin/sh for one that takes no commands as these do."""
+    """Return the path of this user's login shell; /bin/sh for a shell that is not supported."""
     try:
         shell = pwd.getpwuid(os.geteuid()).pw_shell or _DEFAULT_SHELL
-    except KeyError:  # a user of a container without an entry
+    except KeyError:  # in a container, a user may have no entry
         shell = os.environ.get("SHELL") or _DEFAULT_SHELL
     known = os.path.basename(shell) in (*_BOURNE, *_CSH, *_FISH)
     return shell if known and os.access(shell, os.X_OK) else _DEFAULT_SHELL
@@ -80,7 +80,7 @@ def run(setup: str, workdir: str, timeout_s: float, before: Mapping[str, str], s
     Parameters
     ----------
     setup : str
-        The commands, as one types them.
+        The commands, as typed in a shell.
     workdir : str
         The directory to run them in, if it exists.
     timeout_s : float
@@ -93,7 +93,7 @@ def run(setup: str, workdir: str, timeout_s: float, before: Mapping[str, str], s
     Returns
     -------
     dict of str to str
-        `before` with what the shell and the commands have changed.
+        `before`, with the changes by the shell and the commands.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def run(setup: str, workdir: str, timeout_s: float, before: Mapping[str, str], s
 def command(shell: str, folder: str) -> str:
     """Return the command line for a shell: write the environment, run the file `setup`, write the environment.
 
-    One line, whose last command replaces the shell, so that commands find nothing on stdin and csh does not log out.
+    One line, whose last command replaces the shell, so that commands read nothing from stdin and csh does not log out.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def command(shell: str, folder: str) -> str:
 
 
 def merge(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment with what a shell has changed in it, but for what a shell sets for itself.
+    """Return an environment with a shell's changes, except for variables that a shell sets for itself.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def parse(data: bytes) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Without entries that have no `=`; of several with one name the first, as getenv(3).
+        Entries without `=` are left out; of several entries with one name, the first counts, as in getenv(3).
     """
     found: dict[str, str] = {}
     for entry in data.split(b"\0"):
@@ -201,7 +201,7 @@ def find_python(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     Returns
     -------
     str
-        Its absolute path; empty where the setup changed none.
+        Its absolute path; empty if the setup did not change it.
     """
     for name in ("python", "python3"):
         found = shutil.which(name, path=after.get("PATH", os.defpath))
@@ -211,7 +211,7 @@ def find_python(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 
 
 def describe(before: Mapping[str, str], after: Mapping[str, str], python: str) -> dict[str, Any]:
-    """Return what the launch machine is told: names, no values.
+    """Return the report for the launch machine: names without values.
 
     Parameters
     ----------
@@ -241,11 +241,11 @@ def _write(folder: str, setup: str) -> str:
 
 
 def _run_shell(shell: str, folder: str, output: str, workdir: str, timeout_s: float, before: Mapping[str, str]) -> str:
-    """Run the shell to its end; return why it has none, else nothing."""
+    """Run the shell to its end; return the problem if it did not end normally."""
     name, line = f"-{os.path.basename(shell)}", command(shell, folder)  # the dash makes it a login shell
-    # With -c, a csh has no prompt, which start-up files and activate.csh take for a shell that is not interactive.
+    # With -c, csh has no prompt, so that start-up files and activate.csh would treat it as non-interactive.
     argv, stdin = ([name, "-i"], line + "\n") if name[1:] in _CSH else ([name, "-ic", line], "")
-    # A pipe would stay open in what the commands leave running.
+    # A pipe would stay open in processes that the commands leave running.
     with open(os.path.join(output, "output"), "wb") as file, _input(stdin) as given:
         try:
             process = subprocess.Popen(
@@ -278,7 +278,7 @@ def _input(text: str) -> IO[bytes]:
 
 
 def _read(path: str) -> tuple[str, dict[str, str]]:
-    """Return the exit status of the commands, and the environment after them; empty where they have not ended."""
+    """Return the exit status of the commands, and the environment after them; empty if they have not ended."""
     try:
         with open(path, "rb") as file:
             status, _, data = file.read().partition(b"\0")
@@ -288,9 +288,9 @@ def _read(path: str) -> tuple[str, dict[str, str]]:
 
 
 def _failure(shell: str, problem: str, status: str, has_begun: bool, output: str) -> SetupError:
-    fix = f"log in there and type the same; on this host it runs in {shell}"
+    fix = f"log in there and run the same commands; on this host they run in {shell}"
     if "within" in problem:
-        fix = "it must not wait for input; for a slow one, raise the setting setup_timeout_s"
+        fix = "the commands must not wait for input; if they are slow, raise the setting setup_timeout_s"
     elif not problem and not has_begun:
         problem = "a start-up file of the shell ended or replaced it before the commands ran"
         fix = "let start-up files do so only on a terminal: test -t 0 && exec …; TORCHFAB_SETUP=1 is set here"
@@ -306,7 +306,7 @@ def _output(folder: str) -> str:
             text = file.read()[-16384:].decode(errors="replace")
     except OSError:
         return ""
-    text = text.replace(os.path.join(folder, ""), "")  # random: equal errors of several hosts are printed as one
+    text = text.replace(os.path.join(folder, ""), "")  # random: equal errors are printed once
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not _is_noise(line)]
     return "".join(f"\n    {line[:300]}" for line in lines[-_OUTPUT_LINES:])
 

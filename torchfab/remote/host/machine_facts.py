@@ -71,7 +71,7 @@ def _names(folder: str) -> list[str]:
 
 
 def _count_amd_gpus() -> int:
-    # The KFD lists CPUs as nodes too; those have no SIMD units.
+    # The KFD lists CPUs as nodes, too; they have no SIMD units.
     count = 0
     for name in _names(_KFD_NODES):
         try:

@@ -1,4 +1,4 @@
-"""Run nvidia-smi. What it prints is parsed by `gpu_usage` (the load) and `gpu_health` (everything else)."""
+"""Run nvidia-smi. Its output is parsed by `gpu_usage` (the load) and `gpu_health` (everything else)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ CSV_FORMAT = "--format=csv,noheader,nounits"
 
 
 class NvidiaSmiError(Exception):
-    """nvidia-smi could not be run; the text says why."""
+    """nvidia-smi could not be run; the message has the reason."""
 
 
 class NotInstalledError(NvidiaSmiError):
@@ -37,7 +37,7 @@ def run(*args: str, timeout_s: float) -> tuple[int, str]:
     NvidiaSmiError
         It gave no answer in time, or could not be started.
     """
-    import subprocess  # imported here: most machines of a launch have been asked already
+    import subprocess  # imported here: in a launch, nvidia-smi is usually run by `QuickProbe`
 
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""The node's part of `fab doctor`: everything that can be learned about this machine without starting a job on it.
+"""The node's part of `fab doctor`: all checks of this machine that need no job.
 
-A part that raises an exception is reported in `failed`; the other parts are reported all the same.
+A part that raises an exception is reported in `failed`; the other parts are still reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
     ----------
     request : dict
         `python`, `python_path` (PYTHONPATH of a job, or None), `python_timeout_s`, `workdir`, `node_dir`, `names` (the
-        files whose contents are compared, relative to the workdir; None: those that this node finds), `variables`
+        files whose contents are compared, relative to the workdir; None: the files that this node finds), `variables`
         (names of environment variables), `token` (name of a file by which other nodes detect a disk shared with this
         one; empty: make none), `port` (to listen on; 0: a free one; None: none), and, as a launch has them, `setup`,
         `setup_timeout_s`, `python_is_default`.
@@ -45,8 +45,8 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The result of each part, by its name; of parts that raised an exception the error in `failed`. After a setup
-        that has failed, the interpreter is not looked at.
+        The result of each part, by its name; `failed`: the errors of parts that raised an exception. If the setup
+        failed, the interpreter is not checked.
     """
     workdir, node_dir = request["workdir"], request["node_dir"]
     environ, setup = run_setup(request)
@@ -127,8 +127,7 @@ def machine() -> dict[str, Any]:
     -------
     dict
         `hostname`, `boot_id`, `identity` (see `identity`), `network` (id of the network namespace), `own_addresses`
-        (of its own name), `kernel`,
-        `infiniband` (whether it has an adapter), `time` (seconds since the epoch).
+        (of its own name), `kernel`, `infiniband` (whether it has an adapter), `time` (seconds since the epoch).
     """
     name = socket.gethostname()
     return {

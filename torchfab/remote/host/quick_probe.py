@@ -1,4 +1,4 @@
-"""The quick checks in phase one of a launch: each takes a few milliseconds, and none of them prevents the launch.
+"""The quick checks in phase one of a launch: each takes a few milliseconds, and none can make the launch fail.
 
 `torchfab.remote.host.probe` checks the same things thoroughly.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import subprocess
     from typing import Any
 
-# Without persistence mode nvidia-smi loads the driver first, which takes seconds: a launch does not wait for that.
+# Without persistence mode, nvidia-smi loads the driver first, which takes seconds: a launch does not wait for it.
 NVIDIA_SMI_TIMEOUT_S = 0.5
 
 

@@ -1,6 +1,6 @@
-"""The shared memory of a machine (/dev/shm): what training libraries made there, and whether a living process uses it.
+"""The shared memory of a machine (/dev/shm): files of training libraries, and whether a running process uses them.
 
-Only names of files that these libraries make anew in each run are looked at.
+Only files that these libraries create anew in each run are considered, by their names.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ NAMES = (
     "__KMP_REGISTERED_LIB_",
 )
 _MAKERS_NAME = r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_"
-_CLOCK_S = 1.0  # the times of files lag a little
-# A process may be about to open what was made just now.
+_CLOCK_S = 1.0  # file times lag behind the clock a little
+# A process may be about to open a file that was just created.
 _SETTLED_S = 60.0
-# Inodes of the namespaces that the kernel makes at boot (include/linux/proc_ns.h).
+# Inodes of the namespaces that the kernel creates at boot (include/linux/proc_ns.h).
 _FIRST_IPC, _FIRST_PID = "ipc:[4026531839]", "pid:[4026531836]"
 
 
 def orphans(since: float) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files in shared memory whose makers may have ended; whether others use them is for `Used` to say.
+    """Yield the files in shared memory whose creators may have ended; `Used` determines whether others use them.
 
     Parameters
     ----------
     since : float
-        Files changed before are left out; seconds since the epoch.
+        Files that were last changed before are left out; seconds since the epoch.
 
     Yields
     ------
     tuple of (str, os.stat_result)
-        The path of a file and its state. None where processes that /proc does not show here may use this memory.
+        The path of a file and its state. Nothing is yielded if processes that /proc does not show may use this memory.
     """
     if _is_shared_unseen():
         return
@@ -52,21 +52,21 @@ def orphans(since: float) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _is_shared_unseen() -> bool:
-    """Return whether processes that /proc does not show here may use this memory: a container with --ipc=host."""
+    """Return whether processes that /proc does not show may use this memory, as in a container with --ipc=host."""
     return os.readlink("/proc/self/ns/ipc") == _FIRST_IPC and os.readlink("/proc/self/ns/pid") != _FIRST_PID
 
 
 def named(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield what has one of these names.
+    """Yield the entries of a folder whose names have one of these prefixes.
 
     Parameters
     ----------
     parent : str
         The folder that holds them.
     prefixes : tuple of str
-        How their names begin.
+        The prefixes.
     since : float
-        What was changed before is left out; seconds since the epoch.
+        Entries that were last changed before are left out; seconds since the epoch.
 
     Yields
     ------
@@ -82,15 +82,15 @@ def named(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tupl
             path = os.path.join(parent, name)
             try:
                 state = os.lstat(path)
-            except OSError:  # gone meanwhile
+            except OSError:  # removed meanwhile
                 continue
             if state.st_ctime >= since - _CLOCK_S:
                 yield path, state
 
 
 def _has_living_maker(path: str) -> bool:
-    # A tensor on its way to another process may be mapped by none, and OpenMP maps its file for a moment only. Both
-    # write the maker's pid into the name.
+    # A tensor that is being sent to another process may be mapped by none, and OpenMP maps its file only briefly. Both
+    # write the creator's pid into the name.
     import re  # imported here: few jobs leave a file
 
     match = re.match(_MAKERS_NAME, os.path.basename(path))
@@ -117,7 +117,7 @@ def entries(folder: str) -> list[str]:
 
 
 class Used:
-    """The files that living processes of this user use; root sees those of all users."""
+    """The files that running processes of this user use; for root, those of all users."""
 
     def __init__(self) -> None:
         self.inodes: set[tuple[int, int]] = set()
@@ -149,14 +149,14 @@ class Used:
             self.inodes.add((state.st_dev, state.st_ino))
 
     def has_file(self, path: str, state: os.stat_result) -> bool:
-        """Return whether a living process has a file open or mapped.
+        """Return whether a running process has a file open or mapped.
 
         Parameters
         ----------
         path : str
             The file.
         state : os.stat_result
-            What lstat returned for it.
+            The result of lstat for it.
 
         Returns
         -------
@@ -165,7 +165,7 @@ class Used:
         return (state.st_dev, state.st_ino) in self.inodes
 
     def has_folder(self, path: str) -> bool:
-        """Return whether a living process works in a folder, has something in it open, or names it in its environment.
+        """Return whether a running process works in a folder, has a file open in it, or names it in its environment.
 
         Parameters
         ----------
@@ -195,13 +195,13 @@ def _read(path: str) -> bytes:
 
 
 def unused() -> list[dict[str, Any]]:
-    """Return how much of the shared memory belongs to processes that have ended, by user.
+    """Return the shared memory that belongs to processes that have ended, by user.
 
     Returns
     -------
     list of dict
-        `user`, `files`, `bytes`. Only root knows whether a process of another user has a file open: for others, only
-        their own files are counted.
+        `user`, `files`, `bytes`. Only root can see whether a process of another user has a file open: for other users,
+        only their own files are counted.
     """
     settled = time.time() - _SETTLED_S
     found = [(path, state) for path, state in orphans(0.0) if state.st_ctime < settled]

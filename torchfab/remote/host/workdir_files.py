@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-# Code is hashed whole. For a larger file (data, a checkpoint missing from .gitignore) the size and both ends suffice,
-# so that a disk full of such files does not delay the check.
+# Small files are hashed completely. For a larger one (data, a checkpoint missing from .gitignore) the size and both
+# ends suffice, so that a disk full of such files does not delay the check.
 WHOLE_BYTES = 64 * 1024 * 1024
 END_BYTES = 1024 * 1024
 SHOWN = 20
@@ -47,12 +47,13 @@ def prepare_workdir(request: dict[str, Any]) -> dict[str, Any]:
     try:
         os.makedirs(workdir, exist_ok=True)
     except OSError as error:
-        problem = f"the working directory {workdir} cannot be made: {error.strerror}"
-        problems.append({"what": problem, "fix": "make it there for this user, or name another one with --workdir"})
+        problem = f"the working directory {workdir} cannot be created: {error.strerror}"
+        problems.append({"what": problem, "fix": "create it there for this user, or name another one with --workdir"})
     else:
         if not os.access(workdir, os.W_OK | os.X_OK):
             problem = f"the working directory {workdir} cannot be written"
-            problems.append({"what": problem, "fix": "give this user the right, or name another one with --workdir"})
+            fix = "give this user write permission, or name another one with --workdir"
+            problems.append({"what": problem, "fix": fix})
     return {"shared": False, "problems": problems}
 
 
@@ -68,7 +69,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         `checked`, the number of files compared; `missing` and `differing`, the numbers of files that do not exist here
-        or are not equal; `names`, the first SHOWN of those.
+        or are not equal; `names`, the first SHOWN of these files.
     """
     expected: dict[str, str] = request["digests"]
     found = digests(request["workdir"], expected, request["within_s"])

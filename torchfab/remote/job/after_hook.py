@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AfterHook:
-    """`--after` of a job on a node; none of the methods waits.
+    """`--after` of a job on a node; no method blocks.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class AfterHook:
         self.child: Child | None = None
 
     def start(self, containment: Containment) -> None:
-        """Start it; if that fails, the reason goes into its log.
+        """Start the hook; if that fails, write the reason into its log.
 
         Parameters
         ----------
@@ -52,11 +52,11 @@ class AfterHook:
             hooks.note(self.log, f"--after: it cannot be started: {error.strerror or error}")
 
     def on_stop(self) -> None:
-        """Shorten its time: a stop waits for it."""
+        """Shorten its time limit, because a stop waits for it."""
         self.limit = min(self.limit, time.time() + hooks.STOPPED_S)
 
     def has_ended(self) -> bool:
-        """Return whether it has ended; kill it with its process group when its time is over.
+        """Return whether it has ended; after its time limit, kill it with its process group.
 
         Returns
         -------

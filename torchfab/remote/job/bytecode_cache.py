@@ -1,4 +1,4 @@
-"""Compile the supervisor's modules in the server, which has some of them compiled already; that is half of its start.
+"""Compile the supervisor's modules in the server, which has compiled some already; this halves its start-up time.
 
 The compiled modules are in a file beside the program. Its first line identifies the interpreter; a different
 interpreter ignores the file and compiles the source itself.

@@ -1,7 +1,7 @@
-"""The results of a function call: what `shims/call.py` has left in this node's folder of the job.
+"""The results of a function call, which `shims/call.py` wrote into the job's folder on this node.
 
-Only regular files of this user in the job's folder, which is private, are read: what is unpickled on the launch machine
-was written by this job.
+Only regular files of this user in the job's folder, which is private, are read: so only data written by this job is
+unpickled on the launch machine.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def chunk(request: dict[str, Any]) -> dict[str, Any]:
     for path in _paths(job_files.folder_of(request)):
         if os.path.basename(path) == name and _NAME.fullmatch(name):
             return {"data": base64.b64encode(_read(path, request["offset"])).decode()}
-    return {"problems": [{"what": f"{name} is gone from the node", "fix": "launch it again"}]}
+    return {"problems": [{"what": f"{name} no longer exists on the node", "fix": "launch it again"}]}
 
 
 def _paths(folder: str) -> list[str]:

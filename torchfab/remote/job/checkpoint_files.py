@@ -1,7 +1,7 @@
-"""The files of a job's checkpoints on a node: where they are, which have changed, and whether they are whole.
+"""The files of a job's checkpoints on a node: their folders, which have changed, and whether they are complete.
 
-Nothing here knows a training framework. A file belongs to a checkpoint if it has changed since a moment and is neither
-a log nor a lock; it is not whole while it has a temporary name or a rank has it open for writing.
+This module is independent of training frameworks. A file belongs to a checkpoint if it has changed since a given time
+and is neither a log nor a lock; it is incomplete while it has a temporary name or a rank has it open for writing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Arguments that name a folder of output: `--save-dir runs`, `--output_dir=out`, `--ckpt x`, `hydra.run.dir=x`.
 _OF_OUTPUT = re.compile(r"save|ckpt|checkpoint|output|out_|run|result|exp|default_root", re.IGNORECASE)
 _A_FOLDER = re.compile(r"(?:dir|directory|path|folder|root|ckpt|checkpoints?|save|output)$", re.IGNORECASE)
-# Folders of the working directory that are searched where no argument names one.
+# Folders of the working directory that are searched if no argument names one.
 USUAL = ("checkpoints", "checkpoint", "ckpt", "ckpts", "runs", "outputs", "output", "results", "models", "experiments")
 _TEMPORARY = re.compile(
     r"(?:^|[._-])(?:tmp|temp|part|partial|incomplete|new|writing|wip)(?=$|[._-])|~$|\.tmp[\w-]*$", re.IGNORECASE
@@ -58,8 +58,8 @@ def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node.
     request : dict
-        `folders`: which to search, relative to the job's working directory; empty: those that the arguments of the
-        script name, else the usual ones. `since`: the clock of each folder at the first look, as that returned it;
+        `folders` to search, relative to the job's working directory; empty: those that the arguments of the script
+        name, else the usual ones. `since`: the clock of each folder at the first look, as that returned it;
         empty: this is the first look. `busy`: as the first look returned it.
 
     Returns
@@ -113,7 +113,7 @@ def _working_directory(specs: Sequence[dict[str, Any]], ranks: Sequence[dict[str
 def _roots(
     given: Sequence[str], cwd: str, specs: Sequence[dict[str, Any]], ranks: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Return the folders to search, without those below others. One that is named may not exist yet."""
+    """Return the folders to search, without those below others. A folder named by an argument may not exist yet."""
     argvs = [spec.get("argv") or [] for spec in specs] + [procfs.command_line(rank["pid"]) for rank in ranks]
     named = given or [path for argv in argvs for path in named_folders(argv)]
     paths = {os.path.realpath(os.path.join(cwd, name)) for name in named}
@@ -126,7 +126,7 @@ def _roots(
 
 
 def named_folders(argv: Sequence[str]) -> list[str]:
-    """Return the folders that a command line names as those of its output.
+    """Return the output folders that a command line names.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def named_folders(argv: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        As they are written there.
+        As written on the command line.
     """
     found = []
     for word, following in zip(argv, [*argv[1:], ""]):  # Python 3.9 has no itertools.pairwise
@@ -148,12 +148,12 @@ def named_folders(argv: Sequence[str]) -> list[str]:
 
 
 def _clock(root: str) -> float:
-    """Return the time of a folder's file system, which may be another machine's: that of its newest entry."""
+    """Return the time of a folder's file system, which may be another machine's clock: that of its newest entry."""
     root = root if os.path.isdir(root) else os.path.dirname(root)
     try:
         with tempfile.NamedTemporaryFile(dir=root, prefix=".torchfab-") as file:
             return os.fstat(file.fileno()).st_ctime
-    except OSError:  # not ours to write
+    except OSError:  # no write permission
         return max((each["changed"] for each in _files_below(root)), default=os.stat(root).st_ctime)
 
 
@@ -191,7 +191,7 @@ def _file(entry: os.DirEntry[str], root: str) -> Iterator[dict[str, Any]]:
 
 
 def is_temporary(path: str) -> bool:
-    """Return whether a path is that of something that is still being written, by its name or that of a folder.
+    """Return whether a file is still being written, judged by its name or that of a folder above it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""End what a process of the job has left when it ended: TERM, the grace period, KILL."""
+"""End the processes that a process of the job leaves behind at its end: TERM, the grace period, KILL."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CHAIN_TRIES = 1000
-# How long processes may take to end after SIGKILL: one that waits for a broken disk or device never does.
+# How long processes may take to end after SIGKILL; one that waits for a broken disk or device never ends.
 _UNENDABLE_S = 10.0
 
 
 class CleanUp:
-    """End everything that comes from one process of the job.
+    """End all processes that descend from one process of the job.
 
     Parameters
     ----------
     find_children : callable
-        Returns the pids of the supervisor's children that come from the process.
+        Returns the pids of the supervisor's children that descend from the process.
     ending : GracefulEnd
-        Which processes have got which signal.
+        Records which signal each process was sent.
     containment : Containment
         The process's control group.
 
     Attributes
     ----------
     left : list of str
-        Descriptions of what the process has left.
+        Descriptions of the processes that it left behind.
     killed : dict of int to str
         Processes that had to be killed: description by pid.
     foreign : list of dict
@@ -50,12 +50,12 @@ class CleanUp:
         self.foreign: list[dict[str, Any]] = []
 
     def begin(self, deadline: float) -> None:
-        """Note what is left.
+        """Record the processes that are left.
 
         Parameters
         ----------
         deadline : float
-            When it is killed, by time.monotonic().
+            When they are killed, by time.monotonic().
         """
         self.deadline = deadline
         self.ending.number = signal.SIGTERM
@@ -63,17 +63,17 @@ class CleanUp:
             self.left = [procfs.describe(pid) for pid in self.remaining()]
 
     def advance(self) -> bool:
-        """Signal what has not got its signal yet; after the deadline, kill it.
+        """Signal the processes that were not signaled yet; after the deadline, kill them.
 
         Returns
         -------
         bool
-            Whether this is the end: nothing is left, or what is left cannot be ended.
+            Whether the clean-up is finished: no process is left, or those that are left cannot be ended.
         """
         children = self.find_children()
         if self._is_empty(children):
             return True
-        # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
+        # Topmost processes first: the processes below them are helpers, which become topmost when those have ended.
         self.ending.advance(pid for pid in children if procfs.is_running(pid))
         return time.monotonic() > self.deadline and self._kill_all()
 
@@ -81,7 +81,7 @@ class CleanUp:
         return not children and not self.containment.members()
 
     def remaining(self) -> list[int]:
-        """Return what is left of the process: also children that /proc does not show (hidepid).
+        """Return the processes that are left, including children that /proc does not show (hidepid).
 
         Returns
         -------
@@ -108,7 +108,7 @@ class CleanUp:
         return all(map(procfs.is_foreign, pids)) and not self.containment.members()
 
     def kill(self, pids: list[int], may_continue: bool = True) -> None:
-        """Kill processes, and note that.
+        """Kill processes, and record them in `killed`.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
         try:
             os.kill(pid, number)
-        except OSError:  # gone meanwhile
+        except OSError:  # it has ended
             pass
 
 

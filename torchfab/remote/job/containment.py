@@ -1,13 +1,13 @@
-"""What the processes of a job inherit and cannot lose by accident, so that all of them can be found.
+"""Attributes that the processes of a job inherit and cannot lose by accident, so that all of them can be found.
 
-1. A control group (`torchfab.remote.host.cgroup`), where this user may make one: the kernel's own list.
+1. A control group (`torchfab.remote.host.cgroup`), if this user may create one: the kernel's own list.
 2. A mark: the soft limit RLIMIT_LOCKS. Linux has not used this limit since 2.4.25, but children inherit it through
    fork, exec, setsid, an empty environment and a change of the user, and every user can read it in /proc/<pid>/limits.
    A process loses it only by setting that limit itself.
 
-A supervisor takes both on while it starts a process, which inherits them, and gives them up afterwards: it does not
-belong to what it ends. Each process of the job has a group and a mark of its own, so that the supervisor, which adopts
-the orphans of all, knows from which process each comes.
+A supervisor has both only while it starts a process, which inherits them: it must not end itself. Each process of the
+job has a group and a mark of its own, so that the supervisor, which adopts the orphans of all, can tell from which
+process each orphan descends.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _PROCESSES = 2**12
 
 
 class Containment:
-    """The control group and the mark of one process of the job and of all below it; enter it to start the process.
+    """The control group and the mark of one process of the job and its descendants; enter it to start the process.
 
     Parameters
     ----------
     folder : str
         The process's folder.
     env : dict of str to str
-        The environment of the process, which names the job; without that, nothing is contained.
+        The environment of the process, which contains the job's id; without it, nothing is contained.
     number : int
         A different one for each process of the job on this node. Default 0.
     with_group : bool
-        False where another program (Slurm) has a control group for the job, and looks for its processes there.
+        False if another program (Slurm) has a control group for the job, and searches it for the job's processes.
     """
 
     def __init__(self, folder: str, env: dict[str, str], number: int = 0, with_group: bool = True) -> None:
@@ -59,7 +59,7 @@ class Containment:
         if self.group is None and self.with_group:
             self.group = cgroup.make(f"torchfab-{self.job_id}-{self.node_rank}-{os.path.basename(self.folder)}")
         try:
-            # Written first: a supervisor that is killed now has left a group that `stop` must know.
+            # Written first: if the supervisor is killed now, it leaves a group that `stop` must find.
             if self.group is not None and self._record(False):
                 self.group.join()
                 return
@@ -71,11 +71,11 @@ class Containment:
     def _record(self, is_removed: bool) -> bool:
         record = {"path": self.group.path if self.group else "", "removed": is_removed}
         path = os.path.join(self.folder, job_files.CGROUP)
-        try:  # no fsync: after a power cut there is nothing to find
+        try:  # no fsync: after a power cut no process is left to find
             with open(path + ".new", "w", opener=_private) as file:
                 file.write(light_stdlib.dumps(record))
             os.replace(path + ".new", path)
-        except OSError:  # a full disk: then nothing is claimed of the group
+        except OSError:  # a full disk: then the group proves nothing
             return False
         return True
 
@@ -85,7 +85,7 @@ class Containment:
         if self.group is not None:
             try:
                 cgroup.Group(os.path.dirname(self.group.path)).join()
-            except OSError:  # this process is in it now, and must not end itself
+            except OSError:  # this process is still in the group, and must not end itself
                 self.group = None
                 self._record(False)
 
@@ -107,7 +107,7 @@ class Containment:
         """
         try:
             return (bool(self.job_id) and mark_of(pid) == self.mark) or pid in self.members()
-        except OSError:  # gone meanwhile, or not to be seen by this user
+        except OSError:  # it has ended, or this user may not see it
             return False
 
     def kill(self) -> None:
@@ -155,7 +155,7 @@ def _set_mark(number: int) -> None:
 
     try:
         resource.setrlimit(_RLIMIT_LOCKS, (number, resource.getrlimit(_RLIMIT_LOCKS)[1]))
-    except (OSError, ValueError, OverflowError):  # a lower hard limit: the other signs must do
+    except (OSError, ValueError, OverflowError):  # a lower hard limit: only the other attributes identify the process
         pass
 
 
@@ -207,7 +207,7 @@ def mark_of(pid: int) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
-# ---- the groups of a job, for those who stop it
+# ---- the groups of a job, used to stop it
 
 
 def groups(folder: str) -> list[cgroup.Group]:
@@ -239,7 +239,7 @@ def remove_groups(folder: str) -> None:
 
 
 def is_proof(folder: str) -> bool:
-    """Return whether the kernel's groups held everything that was started on this node, and hold nothing now.
+    """Return whether all processes started on this node were in control groups, and these are empty now.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def is_proof(folder: str) -> bool:
     Returns
     -------
     bool
-        False also where a group may exist that this process cannot see.
+        False also if a group may exist that this process cannot see.
     """
     started = [
         name for name in job_files.processes(folder) if os.path.exists(os.path.join(folder, name, job_files.STARTED))
@@ -268,7 +268,7 @@ def _is_empty(record: dict[str, Any]) -> bool:
 
 
 def _is_visible(path: str) -> bool:
-    """Return whether the hierarchy of a group is mounted here: a group above it is there."""
+    """Return whether the hierarchy of a group is mounted here, that is, a group above it exists."""
     parent = os.path.dirname(path)
     return path != parent and (os.path.exists(os.path.join(parent, "cgroup.procs")) or _is_visible(parent))
 

@@ -1,4 +1,4 @@
-"""Find out how full the file systems are that a job writes to."""
+"""Measure the free space of the file systems that a job writes to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Asking a file server that does not answer would never return; the job's own folders are asked anyway.
+# Querying a file server that does not answer would never return; the job's own folders are queried nevertheless.
 _REMOTE = re.compile(r"^(?:nfs|lustre|gpfs|cifs|smb|beegfs|ceph|fuse|9p|afs|glusterfs|pvfs|wekafs|autofs)")
 _NAMED = re.compile(r"[Ee]rrno:? (?:5|28|30|107|116|122)\\?\]?[^'\"\n]*['\"](/[^'\"\n]+)['\"]")
 _MAX_NAMED, _MAX_BELOW = 8, 16
@@ -25,7 +25,7 @@ def of_job(folder: str, workdirs: list[str], text: str) -> list[dict[str, Any]]:
     workdirs : list of str
         The working directories of its processes.
     text : str
-        What its logs hold; paths in error messages are looked at too.
+        The text of its logs; paths in its error messages are included, too.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The requested end of one process: its ranks first, then their launcher, then KILL for what is left."""
+"""The requested end of one process: first its ranks, then their launcher, then KILL for the rest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# How long launchers may take to end after their ranks; less if the grace period is over before, but never less than the
+# How long launchers may take to end after their ranks; less if the grace period ends earlier, but never less than the
 # second number.
 _LAUNCHERS_S, _LAUNCHERS_MIN_S = 10.0, 3.0
 
 
 class EndRequest:
-    """Whether and how a process was asked to end, and how far its end has got.
+    """The request to end a process, and its progress.
 
     Parameters
     ----------
     folder : str
         The process's folder.
     spec : dict
-        Its spec: `grace_s`, and `stop_by_file` where a file requests the end, because signals reach all processes.
+        Its spec: `grace_s`, and `stop_by_file` if a file requests the end, because signals reach all processes.
     ranks : RankTracker
         Its ranks.
 
@@ -36,9 +36,9 @@ class EndRequest:
     signal : str or None
         The first signal that requested the end; None before.
     kill_at : float or None
-        When what is left is killed, by time.monotonic(): the machine's clock may be set meanwhile.
+        When the remaining processes are killed, by time.monotonic(): the machine's clock may be set meanwhile.
     ending : GracefulEnd
-        Which processes have got which signal.
+        Records which signal each process was sent.
     """
 
     def __init__(self, folder: str, spec: dict[str, Any], ranks: RankTracker) -> None:
@@ -64,7 +64,7 @@ class EndRequest:
             self.kill_at = kill_at
             if self.spec.get("stop_by_file") and not self._is_stop_requested():
                 self.ending.assume_signaled(self.ranks.running())  # Slurm has signaled every process of the job
-        elif self.ranks_ended is None:  # the latest request may have less patience
+        elif self.ranks_ended is None:  # the latest request may allow less time
             self.kill_at = min(kill_at, self.kill_at or kill_at)
 
     def advance(self, pid: int) -> None:
@@ -117,7 +117,7 @@ class EndRequest:
         return job_files.read_json(os.path.join(os.path.dirname(self.folder), job_files.STOP)) or {}
 
     def rank_ends(self, killed: dict[int, str]) -> dict[str, Any]:
-        """Return how ranks ended after the request: by themselves or killed, and how long the former took.
+        """Return how the ranks ended after the request: by themselves or killed, and the time that the former took.
 
         Parameters
         ----------
@@ -127,8 +127,8 @@ class EndRequest:
         Returns
         -------
         dict
-            `ended`, `killed`: numbers of ranks; `seconds`; `unfinished`: how many of the killed ones still handled the
-            signal; `writing`: the files that those had open for writing.
+            `ended`, `killed`: numbers of ranks; `seconds`; `unfinished`: how many of the killed ones were still in
+        their signal handler; `writing`: the files that these had open for writing.
         """
         ranks = [rank for rank in self.ranks.ranks if (rank["pid"], rank["start_time"]) in self.ending.signaled]
         by_kill = [rank for rank in ranks if rank["pid"] in killed]

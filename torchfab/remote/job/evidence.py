@@ -1,6 +1,6 @@
-"""Collect a node's evidence of how its part of a job ended: logs, error files, kernel messages, disks, GPUs.
+"""Collect a node's evidence of how the job ended there: logs, error files, kernel messages, disks, GPUs.
 
-All of it is bounded: a log of 10 GB is searched on the node, and only what was found, and its end, are sent.
+Its size is bounded: a log of 10 GB is searched on the node, and only the matches and its end are sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
 # Of one log, of several together, and of each at least.
 _MARKED_BYTES, _ALL_MARKED_BYTES, _MIN_MARKED_BYTES = log_search.MARKED_BYTES, 48 * 1024 * 1024, 1024 * 1024
-_AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
+_AFTER_END_S = 60.0  # the kernel may report late; later messages concern other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
 _PROBES_S = 2.0  # for the answers of all probes
@@ -55,7 +55,7 @@ def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
     folder : str
         The job's folder on that node.
     max_bytes : int
-        How much to return of all its logs together; each has at least 8 KiB.
+        How many bytes to return of all its logs together; at least 8 KiB of each.
     search_s : float
         How long to search its logs, in seconds.
 
@@ -63,7 +63,7 @@ def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
     -------
     dict
         `ends`: the exit record of each process, as its supervisor wrote it; `logs`: label, path, size, written (seconds
-        since the epoch), and the parts that `log_search.search` found; `reports`: the contents of error files of the
+        since the epoch), and the parts found by `log_search.search`; `reports`: the contents of error files of the
         ranks or of torchrun.
     """
     names = job_files.processes(folder)
@@ -75,7 +75,7 @@ def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
 
 
 def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> list[dict[str, Any]]:
-    """Return what was found in the logs. The smallest are searched first, and none takes the time of the others."""
+    """Return the parts found in the logs. The smallest logs are searched first, and none uses up the others' time."""
     found = [
         (log_files.size(log.full_path), name, log, label)
         for name in names
@@ -110,8 +110,8 @@ def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[s
 
 
 def _collectives(folder: str, job_status: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the collectives of the ranks: of a job that runs the present ones, else those that were kept."""
-    from torchfab.remote.job import recorder  # imported here: a job that succeeded needs it not
+    """Return the collectives of the ranks: of a running job the current ones, else the saved ones."""
+    from torchfab.remote.job import recorder  # imported here: not needed for a job that succeeded
 
     runs = any(rank["ended"] is None for process in job_status["processes"] for rank in process["ranks"])
     return (recorder.collectives(folder, _PROBES_S) if runs else []) or recorder.kept(folder)

@@ -21,9 +21,9 @@ def compose(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, i
     watch : ProcessWatch
         The process.
     is_cleaning : bool
-        Whether something is left of it. Default False.
+        Whether processes of it are left. Default False.
     cleared : dict of str to int, optional
-        What was removed outside the job's folder. Default: nothing.
+        The files removed outside the job's folder. Default: none.
 
     Returns
     -------

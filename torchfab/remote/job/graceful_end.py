@@ -1,10 +1,10 @@
-"""End process trees so that every rank can save: one SIGTERM to each rank, and to nothing above or below it.
+"""End process trees so that every rank can save: one SIGTERM to each rank, and to no process above or below it.
 
 1. The launcher processes above the ranks are held (`torchfab.remote.job.launcher_hold`).
-2. Each rank gets the signal once. Its data loaders and helpers are children of it, and get none.
-3. When the ranks of a tree have ended, its topmost process gets SIGTERM, and the held ones continue: they end.
+2. Each rank gets the signal once. Its data loaders and helpers, which are its children, get none.
+3. When the ranks of a tree have ended, its topmost process gets SIGTERM, and the held ones continue, so that they end.
 
-A tree without ranks gets the signal at its topmost process. The caller kills what is left after the grace period.
+In a tree without ranks, the topmost process gets the signal. The caller kills the rest after the grace period.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GracefulEnd:
     may_stop : bool
         As in `Hold`.
     before_release : callable, optional
-        Called before held launchers continue: they reap their ranks, whose exit codes are gone then.
+        Called before held launchers continue: they reap their ranks, after which the exit codes are lost.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class GracefulEnd:
         return [pid for top in tops for pid in procfs.find_below(top, self.is_rank) if procfs.is_running(pid)]
 
     def advance(self, tops: Iterable[int], may_end: bool = True) -> bool:
-        """Signal what has not got its signal yet; call it again after each end of a rank.
+        """Signal the processes that were not signaled yet; call it again after each end of a rank.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class GracefulEnd:
         return has_ranks
 
     def assume_signaled(self, pids: Iterable[int]) -> None:
-        """Note that processes have got the signal from elsewhere: they get no second one.
+        """Record that processes were already sent the signal by another program, so that they get no second one.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class GracefulEnd:
             self.signaled.setdefault((pid, procfs.start_time(pid)), self.number)
 
     def note_unfinished(self, pids: Iterable[int], folder: str) -> None:
-        """Note, before ranks are killed, which of them still handle their signal, and which files those write.
+        """Record, before ranks are killed, which are still in their signal handler, and the files that they write.
 
         Parameters
         ----------
@@ -129,8 +129,8 @@ class GracefulEnd:
         held = self.hold.traced | self.hold.stopped
         if held:
             below = [pid for pid in [top, *procfs.descendants([top])] if pid in held]
-            # SIGTERM waits in the held process, so that it is handled before the end of the ranks is noticed: an agent
-            # would start them again.
+            # SIGTERM is pending in the held process, so that it is handled before the end of the ranks is noticed:
+            # otherwise an agent would restart them.
             if self.hold.withheld.get(top) != signal.SIGTERM:
                 self._signal(top, signal.SIGTERM)
             self.before_release()
@@ -144,7 +144,7 @@ class GracefulEnd:
             self.signaled[key] = number
             try:
                 os.kill(pid, number)
-            except OSError:  # gone meanwhile
+            except OSError:  # it has ended
                 pass
 
 

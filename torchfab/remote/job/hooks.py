@@ -1,4 +1,4 @@
-"""Run the commands of `--before` and `--after` on a node; what they print goes into a log file of the job."""
+"""Run the commands of `--before` and `--after` on a node; their output is written to a log file of the job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # How long `--after` may take when the job was stopped: the stop waits for it.
 STOPPED_S = 10.0
-# What tells one rank from another: a hook is none.
+# Variables that identify a rank: a hook is not a rank.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
 EXIT_CODE = "TORCHFAB_EXIT_CODE"
 _SHOWN_LINES = 12
@@ -42,7 +42,7 @@ def start(command: str, cwd: str, env: Mapping[str, str], log: str) -> child_pro
     Raises
     ------
     OSError
-        It cannot be started.
+        The hook cannot be started.
     """
     environ = {name: value for name, value in env.items() if name not in _RANK_VARIABLES}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -60,12 +60,12 @@ def await_end(process: child_process.Child, keeps_waiting: Callable[[], bool]) -
     process : Child
         The hook.
     keeps_waiting : callable
-        Called until the hook has ended; waits for a moment, and returns False to kill it and its process group.
+        Called until the hook has ended; waits briefly, and returns False to kill the hook and its process group.
 
     Returns
     -------
     str
-        How it failed; empty where it ended with 0.
+        How it failed; empty if it ended with 0.
     """
     while (code := process.poll()) is None:
         if not keeps_waiting():
@@ -87,12 +87,12 @@ def before(folder: str, request: dict[str, Any], env: Mapping[str, str], is_dist
     env : mapping of str to str
         The environment of that process.
     is_disturbed : callable
-        Waits for so many seconds; returns whether the launch machine has sent another request, or disconnected.
+        Waits for the given seconds; returns whether the launch machine has sent another request, or disconnected.
 
     Returns
     -------
     str
-        How it failed, with the end of its output; empty where it ended with 0.
+        How it failed, with the end of its output; empty if it ended with 0.
     """
     own = os.path.join(folder, request["process"]["name"])
     job_files.make_private(own)
@@ -119,7 +119,7 @@ def exit_code(folder: str) -> int:
     Returns
     -------
     int
-        That of the first process that has failed, as a shell reports it; 0 where none has.
+        That of the first process that failed, as a shell reports it; 0 if none failed.
     """
     ends = [
         job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {} for name in job_files.processes(folder)
@@ -130,7 +130,7 @@ def exit_code(folder: str) -> int:
 
 
 def stop_s(folder: str) -> float:
-    """Return how many seconds a stop waits for `--after`; 0 for a job without.
+    """Return how many seconds a stop waits for `--after`; 0 for a job without one.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def stop_s(folder: str) -> float:
 
 
 def note(log: str, text: str) -> None:
-    """Append a line of torchfab's to a log file.
+    """Append a message of torchfab to a log file.
 
     Parameters
     ----------

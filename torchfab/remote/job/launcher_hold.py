@@ -1,13 +1,13 @@
 """Hold launcher processes (torchrun, deepspeed, mpirun, orted, ...) so that they do not act while their ranks end.
 
-A launcher that sees one rank end, or gets SIGTERM, signals the others and all processes below them, and kills them
-after a time of its own. Held, it does neither. Only its main thread is held, with ptrace(2): torchrun's agent serves
-the store of the rendezvous from another thread, and ranks that save may need it. The kernel ends such a hold when the
-process that holds ends, so a killed supervisor leaves no stopped process. Where ptrace is not permitted, SIGSTOP takes
-its place; it stops the store too.
+A launcher that detects the end of one rank, or gets SIGTERM, signals the others and all processes below them, and kills
+them after its own timeout. While held, it does neither. Only its main thread is held, with ptrace(2): torchrun's agent
+serves the store of the rendezvous from another thread, and ranks that save may need it. The kernel releases a traced
+process when the tracer ends, so a killed supervisor leaves no stopped process. If ptrace is not permitted, SIGSTOP is
+used instead; it stops the store, too.
 
-A watched launcher runs, but each signal that it gets stops it before it takes effect, also one that it ignores: so it
-can be held before it learns of a rank's end from SIGCHLD.
+A watched launcher runs, but each signal to it, even an ignored one, stops it before the signal takes effect: so it can
+be held before SIGCHLD reports the end of a rank to it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _PTRACE_CONT, _PTRACE_DETACH = 7, 17
 _PTRACE_SEIZE, _PTRACE_INTERRUPT, _PTRACE_LISTEN = 0x4206, 0x4207, 0x4208
-_EVENT_STOP = 128  # a stop without a signal that is about to be delivered
+_EVENT_STOP = 128  # a ptrace stop that is not the delivery of a signal
 _STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _WALL = 0x40000000
-# A thread stops at once unless it waits for a disk; the end of the job does not wait longer for it.
+# A thread stops at once unless it waits for a disk; the end of the job waits no longer than this.
 _STOP_TIMEOUT_S = 0.5
 
 
@@ -37,7 +37,7 @@ class Hold:
     Parameters
     ----------
     may_stop : bool
-        Whether SIGSTOP may take the place of ptrace. A process stopped so stays stopped if this one is killed.
+        Whether SIGSTOP may be used instead of ptrace. A process stopped by it stays stopped if this one is killed.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Hold:
     stopped : set of int
         Pids held by SIGSTOP.
     withheld : dict of int to int
-        The signal that a process held by ptrace gets first when it continues, by pid.
+        The signal that is delivered first when a process held by ptrace continues, by pid.
     """
 
     def __init__(self, may_stop: bool = True) -> None:
@@ -71,14 +71,14 @@ class Hold:
                 self.watched.add(pid)
 
     def on_stopped(self, pid: int, status: int) -> int:
-        """Continue a watched process, unless a signal has stopped it that is about to take effect.
+        """Continue a watched process, unless it was stopped by a signal that is about to take effect.
 
         Parameters
         ----------
         pid : int
             A process that has stopped under ptrace.
         status : int
-            What waitpid has returned for it.
+            The status that waitpid returned for it.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class Hold:
                 self.stopped.add(pid)
 
     def release(self, pids: Iterable[int] | None = None) -> None:
-        """Let processes continue: signals that they got meanwhile are the first thing they see.
+        """Let processes continue: signals that were sent to them meanwhile are delivered first.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ def _interrupt(pid: int) -> int:
 
 
 def _detach(pid: int, number: int) -> None:
-    # The kernel keeps a traced process that has ended from its parent until the tracer has reaped it.
+    # The kernel does not report the end of a traced process to its parent until the tracer has reaped it.
     if _ptrace(_PTRACE_DETACH, pid, number) != 0 and not _is_child(pid):
         try:
             os.waitpid(pid, os.WNOHANG | _WALL)
@@ -189,6 +189,6 @@ def _ptrace(request: int, pid: int, number: int = 0) -> int:
 def _signal(pid: int, number: int) -> bool:
     try:
         os.kill(pid, number)
-    except OSError:  # gone meanwhile, or of another user
+    except OSError:  # it has ended, or belongs to another user
         return False
     return True

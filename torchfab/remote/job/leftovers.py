@@ -1,7 +1,7 @@
 """Remove what killed processes leave behind outside the job's folder: shared memory, sockets, temporary folders.
 
-A file is removed if its name is one that training libraries give, it belongs to this user, it was made while the job
-ran, and no living process has it open or mapped. Only what these libraries make anew in each run is on the list.
+A file is removed if its name is that of a training library's file, it belongs to this user, it was created while the
+job ran, and no running process has it open or mapped. Only files that these libraries create anew in each run count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SOCKET_FOLDERS = ("pymp-", "torch-shm-dir-")
 
 
 def clear(folder: str) -> dict[str, int]:
-    """Remove what the job's processes on this node have left.
+    """Remove the files and folders that the job's processes on this node have left behind.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ def clear(folder: str) -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        `files` and `bytes` of shared memory, and `folders`: how much was removed.
+        The removed shared memory (`files`, `bytes`) and the number of removed `folders`.
     """
     started = [record for name in job_files.processes(folder) if (record := _started(folder, name))]
     since = min((float(record["time"]) for record in started), default=float("inf"))
     own = os.getuid()
     shared = [(path, state) for path, state in shared_memory.orphans(since) if state.st_uid == own]
     folders = [each for parent in _temporary(folder) for each in _folders(parent, since)]
-    if not shared and not folders:  # looking at every process is dear
+    if not shared and not folders:  # examining every process is expensive
         return {"files": 0, "bytes": 0, "folders": 0}
     used = shared_memory.Used()
     removed = [state.st_size for path, state in shared if not used.has_file(path, state) and _unlink(path)]
@@ -59,7 +59,7 @@ def _temporary(folder: str) -> list[str]:
 
 
 def _folders(parent: str, since: float) -> list[str]:
-    # A living process may have a folder for a socket without a socket in it.
+    # A running process may have a folder for a socket that does not exist yet.
     holding = _own_folders(parent, _SOCKET_FOLDERS, since)
     has_socket = [path for path in holding if any(_is_socket(each) for each in shared_memory.entries(path))]
     return _own_folders(parent, _LOG_FOLDERS, since) + has_socket

@@ -25,7 +25,7 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `interval_s` (seconds); and, to include a job, its names as `files.folder_of` takes them. The names must be in
+        `interval_s` (seconds); and, to include a job, its keys as `job_files.folder_of` takes them. They must be in
         the request itself, because the server redacts the secrets of the job that a request names.
     server : Server
         Sends the frames.
@@ -68,7 +68,7 @@ class JobProbe:
         Returns
         -------
         dict or None
-            `status`, and the keys of `StepRate.report`; None where the job was never on this node.
+            `status`, and the keys of `StepRate.report`; None if the job was never on this node.
         """
         if not os.path.isdir(self.folder):
             return None

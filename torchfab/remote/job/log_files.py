@@ -1,7 +1,7 @@
-"""Find the log files of a process of the job, the rank that writes each, and the time of each line.
+"""Find the log files of a process of the job, the rank that writes each file, and the time of each line.
 
-Log lines carry no time of their own. The supervisor checks the files a few times per second anyway, and records in the
-`timeline` when each file had reached which size. So the logs of many ranks can be merged by time, even much later.
+Log lines have no time. The supervisor, which checks the files a few times per second anyway, records in the `timeline`
+when each file reached which size. So the logs of many ranks can be merged by time, even much later.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class LogFile:
     local_rank, attempt : int or None
         The rank that writes it, as far as the path contains it; None for the process's own output.
     rank : int or None
-        The global rank, where the path contains it.
+        The global rank, if the path contains it.
     title : str
-        The label of its lines where no rank writes it. Default: `agent`.
+        The label of its lines if it is not written by a rank. Default: `agent`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
     spec : dict
         Its spec. `rank`: the rank of a process that is itself a rank. `rank_logs`: a regular expression for paths
         relative to the folder, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the rank of local rank
-        0, where it is known in advance.
+        0, if it is known in advance.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def size(path: str) -> int:
 
 
 class Timeline:
-    """Record when each log file of a process had reached which size.
+    """Record when each log file of a process reached which size.
 
     One line per growth: seconds since the epoch, size in bytes, path. At most one line per file and second, and only
     if the file has grown: less than the log itself in the worst case.
@@ -177,7 +177,7 @@ class Timeline:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w", errors="surrogateescape") as file:
                 file.write(text)
-        except OSError:  # on a full disk the order of lines is lost, never the job
+        except OSError:  # on a full disk, only the order of lines is lost
             pass
 
 

@@ -1,4 +1,4 @@
-"""Read the logs of a job on a node: first the backlog in the order of time, then new lines until the job has ended.
+"""Read the logs of a job on a node: first the backlog in chronological order, then new lines until the job has ended.
 
 A line is `[label, time, text]`: the rank (or `agent`, or `local N`), seconds since the epoch, and the text without the
 line ending.
@@ -100,7 +100,7 @@ class Reader:
         Parameters
         ----------
         final : bool
-            Also return a last line without a line ending.
+            Whether to also return a last line without a line ending.
 
         Returns
         -------
@@ -172,7 +172,7 @@ def read_lines(path: str, start: int, end: int, final: bool) -> Iterator[tuple[i
     start, end : int
         Offsets in bytes.
     final : bool
-        Also yield a last line without a line ending.
+        Whether to also yield a last line without a line ending.
 
     Yields
     ------
@@ -268,7 +268,7 @@ def stream(
     node_rank : int
         Rank of this node in the job.
     request : dict
-        `follow`: go on until the job has ended; and the keys that `Reader` takes.
+        `follow`: continue until the job has ended; and the keys that `Reader` takes.
     send : callable
         Sends one frame.
     is_disconnected : callable
@@ -289,7 +289,7 @@ def stream(
             break
         if idle:
             failed_before, failed = failed, _count_failed(folder)
-            if failed > failed_before:  # the other ranks here may wait for it for ever
+            if failed > failed_before:  # the other ranks here may wait for it forever
                 send({"failed": status.status(folder, job_id, node_rank)})
             time.sleep(_POLL_S)
     send({"end": status.status(folder, job_id, node_rank)})

@@ -1,8 +1,8 @@
-"""Search whole log files for what explains a failure, with bounded memory, and return its surroundings.
+"""Search whole log files for messages that explain a failure, with bounded memory, and return the text around them.
 
-The end of a log often follows from the cause: frames of C++, other ranks, the launcher. So tracebacks are looked for in
-all of the file, other messages in its last megabytes, and what is sent is where something was found, the last lines
-before dumps of frames, and the end.
+The end of a log is often only a consequence of the cause: frames of C++, other ranks, the launcher. So tracebacks are
+searched for in the whole file, and other messages in its last megabytes. The matches, the last lines before dumps of
+frames, and the end of the file are sent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-# Literals, and looked for from the end, because `bytes.rfind` finds them at 5 to 8 GB/s: `find` at half of that, and
-# the alternatives of a regular expression at 0.1 GB/s.
+# Literals, searched for from the end, because `bytes.rfind` searches 5 to 8 GB/s, `find` half of that, and a regular
+# expression with alternatives 0.1 GB/s.
 TRACEBACK_HEADS, JSON_HEADS = (b"Traceback (most recent call last)",), (b'"exc_type"',)
 MARKS = (
     *(b"terminate called", b"what():", b"Fatal Python error", b"Watchdog caught", b"NCCL WARN", b"ncclSystemError"),
@@ -31,7 +31,9 @@ MARKS = (
     *(b" failed", b"Failed to ", b"enforce fail", b"detected :", b"panicked at", b"exceeded", b"TERM_", b"SIGTERM"),
     *(b"KeyboardInterrupt", b": error: ", b"Assertion"),
 )
-# Lines of frames and memory that native code prints after its message, and what NCCL reports without a problem.
+# Characters in which the lines of a training differ from step to step; no mark contains one.
+VARIABLE = b"0123456789.#"
+# Lines of frames and memory that native code prints after its message, and NCCL's informational messages.
 DUMPS = (
     r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
     r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
@@ -41,23 +43,23 @@ DUMPS = (
 )
 _DUMP = re.compile(DUMPS.encode())
 _CHUNK, _OVERLAP = 1024 * 1024, 256
-# The kernel reads ahead of a reader that goes forwards, and not of one that goes backwards: three times slower.
+# The kernel reads ahead only if a file is read forwards; reading backwards is three times slower.
 _READ_AHEAD = 8 * 1024 * 1024
 MARKED_BYTES = 128 * 1024 * 1024
 _COUNTED_BYTES = 64 * 1024 * 1024
-# Searched before the rest, so that a deadline cuts the middle of a file.
+# Searched before the rest, so that a deadline leaves out the middle of a file.
 _END_BYTES, _BEGIN_BYTES = 256 * 1024 * 1024, 64 * 1024 * 1024
 _FIRST_HEADS, _LAST_HEADS, _LAST_MARKS = 4, 12, 2
-# Bytes before and after the place that was found.
+# Bytes before and after a match.
 _HEAD_WINDOW, _MARK_WINDOW = (1024, 8 * 1024), (512, 1536)
 _MIN_TAIL_BYTES = 4 * 1024
 _MAX_SEGMENTS = 24
-# Lines that are no dump: how many to look for, in how much of the end, and how much to send of each.
+# Lines outside of dumps: how many to find, in how many bytes of the end, and how many bytes of each to send.
 _NEWS_LINES, _NEWS_BYTES, _MAX_LINE_BYTES = 25, 8 * 1024 * 1024, 1024
 
 
 class Budget:
-    """What a search may use.
+    """The limits of a search.
 
     Parameters
     ----------
@@ -66,8 +68,8 @@ class Budget:
     deadline : float
         When to stop searching, as `time.monotonic` counts.
     marked_bytes : int
-        How much of the end of a file to search for messages other than tracebacks. They have fifty beginnings, so
-        this takes fifty times as long per byte as the search for tracebacks. Default 128 MiB.
+        How many bytes at the end of a file to search for messages other than tracebacks. They have fifty beginnings,
+        so this takes at least ten times as long per byte as the search for tracebacks. Default 128 MiB.
     """
 
     def __init__(self, max_bytes: int, deadline: float, marked_bytes: int = MARKED_BYTES) -> None:
@@ -89,14 +91,14 @@ def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget
     written : WriteTimes
         When its lines were written.
     budget : Budget
-        How much to return, and how long to search.
+        The limits.
 
     Returns
     -------
     dict
         `size`; `unsearched`: bytes that the deadline left out, after the first `unsearched_from`; `parts`: pieces of
-        whole lines in the order of the file, each with `text`, `time` (when it had been written), `line` (the number of
-        its first line, 0 if it was not counted) and `gap` (whether something before it is left out).
+        whole lines in the order of the file, each with `text`, `time` (when it was written), `line` (the number of
+        its first line, 0 if it was not counted) and `gap` (whether text before it is left out).
     """
     size = log_files.size(log.full_path)
     try:
@@ -119,9 +121,9 @@ def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget
 
 
 def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], tuple[int, int]]:
-    """Return where tracebacks begin, the last ones and then the first ones, and the range that was not searched.
+    """Return the offsets of tracebacks, the last ones and then the first ones, and the range that was not searched.
 
-    The end is searched first, then the begin, then what is between them, from its end.
+    The end is searched first, then the beginning, then the middle, backwards.
     """
     literals = _heads_of(file, size)
     last, high = _last_heads(file, size, max(0, size - _END_BYTES), literals, _LAST_HEADS, budget)
@@ -130,10 +132,10 @@ def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], tuple[
         found, high = _last_heads(file, high, low, literals, _LAST_HEADS - len(last), budget)
         last += found
     missing = _FIRST_HEADS - len(first)
-    if len(last) >= _LAST_HEADS and missing > 0:  # more than enough at the end: the first ones are further on
+    if len(last) >= _LAST_HEADS and missing > 0:  # enough at the end: the first ones are elsewhere
         found, low = _first_heads(file, high, literals, budget, low)
         first = [*found, *first][-_FIRST_HEADS:]
-    elif len(last) < _LAST_HEADS:  # all of the file was searched, or the time is used up
+    elif len(last) < _LAST_HEADS:  # the whole file was searched, or the time is used up
         joint = [*last, *first]
         last, first = joint[:_LAST_HEADS], joint[_LAST_HEADS:]
     is_cut = budget.is_used_up and low < high
@@ -143,7 +145,7 @@ def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], tuple[
 def _last_heads(
     file: Any, end: int, begin: int, literals: tuple[bytes, ...], count: int, budget: Budget
 ) -> tuple[list[int], int]:
-    """Return the last heads in a part of a file, the last one first, and from where on they were looked for."""
+    """Return the last heads in a part of a file, the last one first, and the offset from which it was searched."""
     found: list[int] = []
     start = end
     for start, chunk in _chunks_backwards(file, end, begin):
@@ -155,7 +157,7 @@ def _last_heads(
 
 
 def _heads_of(file: Any, size: int) -> tuple[bytes, ...]:
-    """Return what a traceback may begin with in a file: where no line is JSON, half of the search is saved."""
+    """Return the possible beginnings of a traceback in a file: fewer if no line is JSON, which halves the search."""
     for start in (0, max(0, size - _CHUNK)):
         file.seek(start)
         if b'{"' in file.read(_CHUNK):
@@ -166,7 +168,7 @@ def _heads_of(file: Any, size: int) -> tuple[bytes, ...]:
 def _first_heads(
     file: Any, end: int, literals: tuple[bytes, ...], budget: Budget, start: int = 0
 ) -> tuple[list[int], int]:
-    """Return the first heads of a part of a file, the first one last, and how far they were looked for."""
+    """Return the first heads of a part of a file, the first one last, and the offset up to which it was searched."""
     first: list[int] = []
     while start < end:
         file.seek(start)
@@ -192,7 +194,7 @@ def _chunks_backwards(file: Any, end: int, begin: int = 0) -> Iterator[tuple[int
 
 
 def _read_ahead(file: Any, end: int, begin: int) -> int:
-    """Let the kernel read what is needed next, and return from where on it does."""
+    """Let the kernel read the next chunks in advance, and return the offset from which it does."""
     if end - begin >= _CHUNK and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
         return begin
@@ -200,7 +202,7 @@ def _read_ahead(file: Any, end: int, begin: int) -> int:
 
 
 def _last_offsets(chunk: bytes, end: int, literals: Iterable[bytes], count: int) -> list[int]:
-    """Return where literals begin before an offset of a chunk, the last ones first, at most `count`."""
+    """Return the offsets of literals before an offset of a chunk, the last ones first, at most `count`."""
     found: list[int] = []
     for literal in literals if count else ():
         own: list[int] = []
@@ -213,10 +215,15 @@ def _last_offsets(chunk: bytes, end: int, literals: Iterable[bytes], count: int)
 
 
 def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
-    """Return where the last messages of each kind begin in the last megabytes."""
+    """Return the offsets of the last messages of each kind in the last megabytes."""
     found: dict[bytes, list[int]] = {}
+    are_alike = True  # otherwise comparing lines would cost more than searching them all
     for start, chunk in _chunks_backwards(file, size):
+        distinct = _distinct_lines(chunk) if are_alike else chunk
+        are_alike = are_alike and len(distinct) < len(chunk) // 2
         for literal in MARKS:
+            if literal not in distinct:
+                continue
             own = found.setdefault(literal, [])
             offsets = _last_offsets(chunk, len(chunk), (literal,), _LAST_MARKS - len(own))
             own += [start + offset for offset in offsets]
@@ -225,13 +232,21 @@ def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
     return sorted({offset for own in found.values() for offset in own}, reverse=True)
 
 
+def _distinct_lines(chunk: bytes) -> bytes:
+    """Return the lines of a chunk without digits, equal lines only once.
+
+    Few distinct lines remain of a training log, so fifty literals cost less than one in the whole chunk.
+    """
+    return b"\n".join({*chunk.translate(None, VARIABLE).split(b"\n")})
+
+
 def _find_news(file: Any, size: int, budget: Budget) -> list[tuple[int, int]]:
-    """Return where the last lines are that belong to no dump of frames, the last one first.
+    """Return the offsets of the last lines that are not part of a dump of frames, the last one first.
 
     Most often these are the last lines of the file, which are sent anyway.
     """
     found: list[tuple[int, int]] = []
-    cut = b""  # the begin of the line that the chunk after this one begins in the middle of
+    cut = b""  # the beginning of the line that continues in the chunk after this one
     for start, chunk in _chunks_backwards(file, size):
         body = chunk[: min(_CHUNK, size - start)] + cut
         at = len(body)
@@ -252,12 +267,12 @@ def _find_news(file: Any, size: int, budget: Budget) -> list[tuple[int, int]]:
 def _regions(
     heads: list[int], news: list[tuple[int, int]], marks: list[int], size: int, max_bytes: int
 ) -> list[tuple[int, int]]:
-    """Return which parts of a file to send: the end, the last and the first tracebacks, last lines, other messages."""
+    """Return the parts of a file to send: the end, the last and the first tracebacks, last lines, other messages."""
     tail = max(_MIN_TAIL_BYTES, max_bytes // 4) if heads or marks else max_bytes // 2
     chosen, left = [(size - tail, size)], max_bytes - tail
     last, first = heads[:_LAST_HEADS], heads[_LAST_HEADS:][::-1]
     windows = [_window(offset, _HEAD_WINDOW, size) for offset in [*last[:2], *first[:1]]]
-    windows += [(max(0, start - 1), min(size, end)) for start, end in news]  # half a line is not sent
+    windows += [(max(0, start - 1), min(size, end)) for start, end in news]  # no partial lines are sent
     windows += [_window(offset, _HEAD_WINDOW, size) for offset in [*last[2:], *first[1:]]]
     windows += [_window(offset, _MARK_WINDOW, size) for offset in marks]
     for start, end in windows:
@@ -309,7 +324,7 @@ def _parts(
     """Yield a region as pieces of whole lines that were written at about the same time."""
     file.seek(start)
     content = file.read(end - start)
-    if start:  # half a secret would not be recognised, so half a line is not sent
+    if start:  # no partial lines are sent, because a part of a secret would not be recognized
         skipped = content.find(b"\n") + 1
         content, start, line = content[skipped:], start + skipped, line + 1 if line and skipped else line
         if not skipped:

@@ -1,9 +1,9 @@
-"""End the other ranks of a node gracefully when one of them has failed, before its launcher learns of it.
+"""End the other ranks of a node gracefully when one has failed, before its launcher detects the failure.
 
-By itself a launcher signals them and their data loaders at once, and kills them after a time of its own. The supervisor
-watches the launchers above the ranks (`torchfab.remote.job.launcher_hold`). One that is about to learn of a failed
-rank, or gets a signal that would make it end its ranks, is held until they have ended. Then it continues, with that
-signal: it restarts the ranks, or ends.
+A launcher would signal them and their data loaders at once, and kill them after its own timeout. Therefore the
+supervisor watches the launchers above the ranks (`torchfab.remote.job.launcher_hold`). A launcher that is about to
+detect a failed rank, or gets a signal that would make it end its ranks, is held until they have ended. Then it
+continues, with that signal: it restarts the ranks, or ends.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Signals that make a launcher end its ranks. SIGURG comes from the launcher itself, before it ends them for reasons of
-# its own (see `torchfab.launchers.torchrun_agent`); where nothing watches it, SIGURG does nothing.
+# Signals that make a launcher end its ranks. The launcher sends SIGURG to itself before it ends them for other reasons
+# (see `torchfab.launchers.torchrun_agent`); if it is not watched, SIGURG has no effect.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGURG)
 _REASONS = {signal.SIGCHLD: "failed", signal.SIGURG: "closing"}
 
 
 class PeerEnd:
-    """Whether the ranks of a process are being ended because one has failed, and how far that has got.
+    """The end of the ranks of a process after one has failed, and its progress.
 
     Parameters
     ----------
     spec : dict
-        The process's spec: `grace_s`, and `stop_by_file` where others signal all processes of the job at once.
+        The process's spec: `grace_s`, and `stop_by_file` if another program signals all processes of the job at once.
     ranks : RankTracker
         Its ranks.
     ending : GracefulEnd
-        Which processes have got which signal.
+        Records which signal each process was sent.
 
     Attributes
     ----------
     kill_at : float or None
-        When the ranks that are left are killed, by time.monotonic(); None while none are being ended.
+        When the remaining ranks are killed, by time.monotonic(); None while no ranks are being ended.
     reason : str
-        Why they are being ended, or were last: "failed" (one of them), "closing" (the launcher was about to end them),
-        or the signal that a launcher got.
+        Why they are being ended, or were ended last: "failed" (a rank failed), "closing" (the launcher was about to end
+        them), or the signal that was sent to a launcher.
     ended : dict of int to str
         Why each rank was ended, by pid.
     """
@@ -76,7 +76,7 @@ class PeerEnd:
         pid : int
             A process that has stopped under ptrace.
         status : int
-            What waitpid has returned for it.
+            The status that waitpid returned for it.
         """
         number = self.ending.hold.on_stopped(pid, status)
         if number == 0:
@@ -91,7 +91,7 @@ class PeerEnd:
         self._begin(_REASONS.get(number) or light_stdlib.signal_name(number))
 
     def look(self, top: int) -> None:
-        """Begin when a rank has failed, where launchers cannot be watched.
+        """End the other ranks when one has failed; used if launchers cannot be watched.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class PeerEnd:
         if new and not self.ending.hold.watched and self.kill_at is None:
             running = self.ending.ranks_below([top])
             begun = [rank["started"] or 0.0 for rank in self.ranks.ranks if rank["pid"] in running]
-            # Ranks that have started since are the launcher's next attempt.
+            # Ranks that have started since then belong to the launcher's next attempt.
             if running != [top] and begun and max(rank["ended"] for rank in new) > max(begun):
                 self._begin(_REASONS[signal.SIGCHLD])
 
@@ -129,7 +129,7 @@ class PeerEnd:
         Returns
         -------
         list of int
-            The ranks that are left after the grace period: the caller kills them.
+            The ranks that remain after the grace period: the caller kills them.
         """
         if self.kill_at is None:
             return []

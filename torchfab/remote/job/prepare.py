@@ -1,4 +1,4 @@
-"""Phase one on a node: collect facts, check requirements, make the job's folder, reserve the port. Starts nothing."""
+"""Phase one on a node: collect facts, check requirements, create the job's folder, reserve the port. Starts nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Preparation:
-    """Run phase one on this node, and hold what it made until the launch commits or rolls back.
+    """Run phase one on this node, and keep its results until the launch commits or rolls back.
 
     Parameters
     ----------
@@ -26,14 +26,14 @@ class Preparation:
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules`
         (required in `python`), `installs` (what to install, by module), `programs` (required), `python_path`
         (PYTHONPATH of the job, or None), `master_addr` (or None), `peers` (addresses that must resolve here), `port`
-        (None if another node reserves it, 0 for a free one), `write` (False for a dry run, which makes nothing),
+        (None if another node reserves it, 0 for a free one), `write` (False for a dry run, which creates nothing),
         `setup` (commands for the login shell; empty or missing for none), `setup_timeout_s`, `python_is_default`
-        (the interpreter that the setup puts on PATH takes the place of `python`).
+        (whether the interpreter that the setup puts on PATH replaces `python`).
 
     Attributes
     ----------
     environ : dict of str to str
-        The environment of this node for the job: that of this process, as the setup has changed it.
+        The environment of this node for the job: that of this process with the changes by the setup.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Preparation:
         self.folder_made = False
 
     def run(self, bundle: str) -> dict[str, Any]:
-        """Collect facts, run the checks and, unless this is a dry run, make the job's folder.
+        """Collect facts, run the checks and, unless this is a dry run, create the job's folder.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class Preparation:
             "port": self._port(),
             "setup": setup,
         }
-        if self.request.get("setup") and not setup:  # what else fails follows from that
+        if self.request.get("setup") and not setup:  # other failures would be consequences of this
             return {"facts": facts, "problems": self.problems}
         checked, problems = requirement_checks.run(self.request, self.environ)
         self.problems += problems
@@ -79,14 +79,14 @@ class Preparation:
         try:
             found = quick_probe.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
             return {**found, "launcher_variables": sorted(filter(is_of_launchers, self.environ))}
-        except OSError:  # if it matters, a check reports the problem
+        except OSError:  # if it matters, one of the checks reports the problem
             return {}
 
     def _run_setup(self) -> dict[str, Any] | None:
-        """Run `setup`, take its environment, and return what the launch machine is told of it."""
+        """Run `setup`, use its environment, and return the report for the launch machine."""
         if not self.request.get("setup"):
             return None
-        from torchfab.remote.host import login_setup  # imported here: most jobs have none
+        from torchfab.remote.host import login_setup  # imported here: most jobs have no setup
 
         before, request = self.environ, self.request
         try:
@@ -107,7 +107,7 @@ class Preparation:
         try:
             self.port_socket = reserve_port(port)
         except OSError as error:
-            fix = "choose another --port, or leave it out for a free one"
+            fix = "choose another --port, or omit it to use a free one"
             self.problems.append(requirement_checks.problem(_port_problem(port, error), fix))
             return int(port)
         return int(self.port_socket.getsockname()[1])
@@ -144,7 +144,7 @@ class Preparation:
             self.port_socket = None
 
     def discard(self) -> None:
-        """Undo what phase one made: the port reservation and the folder."""
+        """Undo phase one: release the port and remove the folder."""
         self.release_port()
         if self.folder_made:
             job_files.remove_job_folder(self.folder)

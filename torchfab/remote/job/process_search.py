@@ -1,7 +1,7 @@
 """Search /proc, as this user, for the processes of a job on this node.
 
-A process belongs to the job if it has the job's mark (`torchfab.remote.job.containment`), if it was started with the
-job's id in its environment, if it is in a control group of the job, or if it descends from one that does.
+A process belongs to the job if it has the job's mark (`torchfab.remote.job.containment`), was started with the job's id
+in its environment, is in a control group of the job, or descends from a process that belongs to it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from torchfab.remote.host.cgroup import Group
 
-# A process that ended while it was examined may have forked into one that the listing of /proc does not have.
+# A process that ended while it was examined may have forked one that is missing from the listing of /proc.
 _SCANS = 3
 _CHASE_S = 0.05
-_SIGKILL = 9  # to import `signal` takes a tenth of a supervisor's start
+_SIGKILL = 9  # importing `signal` takes a tenth of a supervisor's start-up
 
 
 class Search:
@@ -53,8 +53,8 @@ class Search:
         Returns
         -------
         list of int
-            Their pids. An empty list is the result of a search in which no process escaped examination, or in which
-            the newest processes of the machine, watched for a moment, did not belong to the job either.
+            Their pids. The list is empty only if every process was examined, or if the newest processes of the machine,
+            watched for a moment, did not belong to the job either.
         """
         for _ in range(_SCANS):
             if found := self._scan():
@@ -69,7 +69,7 @@ class Search:
         own_pid = os.getpid()
         own = [pid for pid in procfs.all_pids() if pid != own_pid and self._belongs(pid)]
         own += [pid for group in self.groups for pid in group.members()]
-        if not own:  # proving that nothing is left costs one scan over all processes, not two
+        if not own:  # the proof that no process is left needs one scan over all processes, not two
             return []
         candidates = dict.fromkeys(own + procfs.descendants(own))
         found = [pid for pid in candidates if pid != own_pid and procfs.is_running(pid)]
@@ -103,14 +103,14 @@ class Search:
         return any(pid in group.members() for group in self.groups)
 
     def chase(self, seconds: float, kill: bool = False) -> int:
-        """Watch the newest processes of the machine: a chain of them may fork and exit faster than a scan takes.
+        """Watch the newest processes of the machine: a chain of processes may fork and exit faster than a scan takes.
 
         Parameters
         ----------
         seconds : float
-            For how long.
+            Duration in seconds.
         kill : bool
-            Send SIGKILL to those that have the job's mark.
+            Whether to send SIGKILL to those that have the job's mark.
 
         Returns
         -------
@@ -165,7 +165,7 @@ def identify(pid: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        `pid`, `start_time`, and `text`: pid, command, user, and what it waits for if that prevents its end.
+        `pid`, `start_time`, and `text`: pid, command, user, and the kind of wait that prevents its end, if any.
     """
     text = f"{procfs.describe(pid)} of user {procfs.owner(pid)}"
     if procfs.stat_fields(pid)[:1] == ["D"]:
@@ -176,5 +176,5 @@ def identify(pid: int) -> dict[str, Any]:
 def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
-    except OSError:  # gone meanwhile, or of another user
+    except OSError:  # it has ended, or belongs to another user
         pass

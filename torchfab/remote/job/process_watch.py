@@ -1,6 +1,6 @@
-"""One process of the job on a node, as its supervisor watches it: start, ranks, logs, end, and clean-up.
+"""Supervision of one process of the job on a node: start, ranks, logs, end, and clean-up.
 
-The supervisor calls the methods of all its watches in turn; none of them waits.
+The supervisor calls the methods of all its watches in turn; no method blocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CLEAN_UP_POLL_S = 0.02
 
 
 class ProcessWatch:
-    """Watch one process of the job, from its start until nothing of it is left.
+    """Watch one process of the job, from its start until no process of it is left.
 
     Parameters
     ----------
@@ -46,15 +46,15 @@ class ProcessWatch:
     Attributes
     ----------
     code : int or None
-        The exit code of the process, as a shell reports it, once nothing of it is left; 127 if it cannot be started, 1
-        if it was never released. None before.
+        The exit code of the process, as a shell reports it, once no process of it is left; 127 if it cannot be started,
+        1 if it was never released. None before.
     """
 
     def __init__(self, folder: str, number: int = 0, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = job_files.read_json(self.path(job_files.SPEC))
         self.env = env
-        # Warning signals, sent to all processes directly: not forwarded, and ignored unless a process handles them.
+        # Warning signals that all processes get directly: not forwarded, and ignored unless a process handles them.
         self.warning_signals = [getattr(signal, name) for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
         self.child: child_process.Child | None = None
@@ -100,16 +100,16 @@ class ProcessWatch:
         Parameters
         ----------
         reason : str
-            Written into the record of the end; empty: write none.
+            Written into the record of the end; empty: write no record.
         """
-        self._take_secrets()  # removes the file: the process will not read it any more
+        self._take_secrets()  # removes the file, because the process will not read it any more
         self.error, self.code = reason, 1
         if reason:
             self._write_exit()
         self.window.close()
 
     def start(self) -> None:
-        """Start the process; if that fails, the reason goes into the record of its end."""
+        """Start the process; if that fails, write the reason into the record of its end."""
         try:
             self.child = self._start()
         except OSError as error:
@@ -173,7 +173,7 @@ class ProcessWatch:
     # ---- the watch
 
     def pause_s(self) -> float:
-        """Return how long nothing needs to be looked at, unless the kernel reports something.
+        """Return how long the supervisor may wait for an event of the kernel.
 
         Returns
         -------
@@ -195,14 +195,14 @@ class ProcessWatch:
                 self.last_rank = time.time()
                 self.peer_end.watch(self.child.pid)
             self.peer_end.look(self.child.pid)
-        if not self.is_cleaning:  # the ranks that the clean-up ends have not failed
+        if not self.is_cleaning:  # ranks that are ended by the clean-up have not failed
             self.ranks.sweep()
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
 
     def on_reaped(self, pid: int, code: int) -> None:
-        """Record the exit code of a process that the supervisor has reaped, if it is this process or a rank of it.
+        """Record the exit code of a process that the supervisor has reaped, if it is this process or one of its ranks.
 
         Parameters
         ----------
@@ -228,16 +228,16 @@ class ProcessWatch:
         pid : int
             A process.
         status : int
-            What waitpid has returned for it.
+            The status that waitpid returned for it.
         """
         try:
             self.peer_end.on_stopped(self.child.pid if self.child is not None else 0, pid, status)
-        except Exception as error:  # a bug of ours must not leave a launcher stopped
+        except Exception as error:  # a bug in torchfab must not leave a launcher stopped
             self.report_error(error)
             self.request.ending.hold.let_pass(pid)
 
     def advance(self) -> None:
-        """Carry a requested end, or the clean-up after the end, one step on."""
+        """Continue a requested end, or the clean-up after the end."""
         if self.ranks.below_shims:
             self.request.ending.assume_signaled(self.ranks.orphans())
         if self.is_cleaning:
@@ -279,7 +279,7 @@ class ProcessWatch:
             if self.child is not None:
                 self.advance()
         elif self.child is not None:
-            # A launcher would be ended by a signal that its ranks handle.
+            # Ranks handle this signal, but it would end a launcher.
             signal_all(self.ranks.running() or [self.child.pid], number)
 
     def _hasten(self) -> None:
@@ -289,7 +289,7 @@ class ProcessWatch:
             self.clean_up.deadline = min(self.clean_up.deadline, time.monotonic() + self.request.grace_s())
 
     def report_error(self, error: Exception) -> None:
-        """Write an unexpected error of the supervisor into a file in the process's folder, each kind once.
+        """Write an unexpected error of the supervisor into a file in the process's folder, each type once.
 
         Parameters
         ----------
@@ -314,12 +314,12 @@ class ProcessWatch:
         now = time.monotonic()
         self.clean_up.begin(min(now + self.request.grace_s(), self.request.kill_at or float("inf")))
         if self.clean_up.left and not self.error:
-            # Written first, in case the supervisor is killed during the clean-up.
+            # Written before the clean-up, in case the supervisor is killed during it.
             self._write_exit(is_cleaning=True)
         self.advance()
 
     def _starts_after(self) -> bool:
-        """Start `--after`, if this process is the last one of the node; return whether it has begun."""
+        """Start `--after`, if this process is the last one of the node; return whether it was started."""
         is_last = all(each.code is not None for each in self.siblings)
         if self.after is not None or not self.child_env or self.error or not is_last:
             return False
@@ -333,7 +333,7 @@ class ProcessWatch:
         return True
 
     def _runs_after(self) -> bool:
-        """Return whether `--after` runs; what it has left when it ends is killed."""
+        """Return whether `--after` runs; when it has ended, kill the processes that it left."""
         if self.after is None or not self.child_env:
             return False
         if self.after.has_ended():
@@ -342,10 +342,10 @@ class ProcessWatch:
         return bool(self.child_env)
 
     def _find_children(self) -> list[int]:
-        """Return the children of the supervisor that come from this process."""
+        """Return the children of the supervisor that descend from this process."""
         children = procfs.children(os.getpid())
         others = [each for each in self.siblings if each.code is None]
-        if not others:  # the last one also ends what cannot be attributed
+        if not others:  # the last one also ends processes that cannot be attributed
             return children
         processes = [each.child.pid for each in others if each.child is not None]
         return [pid for pid in children if pid not in processes and self._owns(pid)]
@@ -373,7 +373,7 @@ class ProcessWatch:
 
     def _clear_leftovers(self) -> dict[str, int]:
         if any(each.code is None and each.ended for each in self.siblings):
-            return {}  # the last of those that end now clears for all
+            return {}  # the last process to end clears for all
         return leftovers.clear(os.path.dirname(self.folder))
 
     def _show_rest(self) -> None:

@@ -1,6 +1,6 @@
-"""Send a signal as a notice to ranks: once to each, and to nothing above or below it.
+"""Send a signal as a notice to ranks: once to each, and to no process above or below it.
 
-A rank that a signal would end gets none: SIGUSR1 and SIGUSR2 end a process that does not handle them.
+A signal is not sent to a rank that it would end: SIGUSR1 and SIGUSR2 end a process that does not handle them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Signals that do nothing to a process without a handler.
+# Signals that have no effect on a process without a handler.
 _HARMLESS = (signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 # The program of `torchfab.remote.shims.rank` in the job's folder: it passes signals on to the script below it.
 _SHIM = "rank.py"
@@ -45,7 +45,7 @@ def signal_ranks(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node.
     request : dict
-        `signal` (its name), `ranks` (which ones; None: all), `send` (False: only report what the signal would do).
+        `signal` (its name), `ranks` (which ones; None: all), `send` (False: only report its effect).
 
     Returns
     -------
@@ -100,7 +100,7 @@ def script_of(pid: int, folder: str) -> int:
 
 
 def effect(pid: int, number: signal.Signals) -> str:
-    """Return what a signal does to a process.
+    """Return the effect of a signal on a process.
 
     Parameters
     ----------

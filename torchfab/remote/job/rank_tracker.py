@@ -1,8 +1,8 @@
 """Find and track the ranks below a process of the job in /proc, whichever launcher started them.
 
-A rank is the topmost process that has RANK in its environment (its data loaders, below it, have it too). A pidfd
+A rank is the topmost process that has RANK in its environment (its data loaders, below it, have it, too). A pidfd
 reports its end to the millisecond. Its exit code is read before its parent reaps it, because the launchers above it
-report 1 whatever the code was.
+always report 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REAPED_WITHIN_S = 60.0
 # `torchfab.remote.shims.rank`: if it is killed, the kernel sends SIGTERM to the rank below it.
 _SHIM = "rank.py"
 
-# Lines of "RANK LOCAL_RANK WORLD_SIZE ATTEMPT PID", by ranks about themselves.
+# Lines of "RANK LOCAL_RANK WORLD_SIZE ATTEMPT PID", which the ranks write about themselves.
 NOTES = os.path.join("logs", "ranks")
 _NOTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
 _MAX_NOTES_BYTES = 1024 * 1024
@@ -80,16 +80,16 @@ class RankTracker:
         Returns
         -------
         bool
-            True also for a known rank that has overwritten its environment since (setproctitle does), so that its
-            children are not taken for ranks.
+            True also for a known rank that has overwritten its environment (as setproctitle does), so that its children
+            are not mistaken for ranks.
         """
         return (pid, procfs.start_time(pid)) in self._known() or "RANK" in procfs.environment(pid)
 
     def _add_noted(self) -> bool:
-        """Add the ranks that have noted their processes since the last call; return whether there are any.
+        """Add the ranks that have recorded their processes since the last call; return whether there are any.
 
-        A rank may live for a few milliseconds. It is then a zombie, without an environment, until its launcher reaps
-        it, or gone already.
+        A rank may live for a few milliseconds only. Then it is a zombie, without an environment, or already reaped by
+        its launcher.
         """
         known = {(each["pid"], each["local_rank"], each["attempt"]) for each in self.ranks}
         found = False
@@ -106,7 +106,7 @@ class RankTracker:
             with open(self.notes, "rb") as file:
                 file.seek(self.notes_read)
                 raw = file.read(_MAX_NOTES_BYTES)
-        except OSError:  # other launchers have no notes
+        except OSError:  # with other launchers, ranks do not record themselves
             return []
         whole = raw[: raw.rfind(b"\n") + 1]
         self.notes_read += len(whole)
@@ -149,7 +149,7 @@ class RankTracker:
         self._record_end(self.ranks[index])
 
     def record_ends(self) -> None:
-        """Record the ends of ranks whose pidfds have not been polled since."""
+        """Record the ends of ranks whose pidfds have become readable since the last poll."""
         for pidfd, index in list(self.pidfds.items()):
             rank = self.ranks[index]
             if not procfs.is_alive(rank["pid"], rank["start_time"]):
@@ -159,7 +159,7 @@ class RankTracker:
         try:
             job_files.write_json(self.path, self.ranks)
             self.is_saved = True
-        except OSError:  # on a full disk only this record fails, never the job; `sweep` tries again
+        except OSError:  # on a full disk only this record fails, not the job; `sweep` tries again
             self.is_saved = False
 
     def sweep(self) -> None:
@@ -189,7 +189,7 @@ class RankTracker:
         """
         now = time.time()
         for rank in self.ranks:
-            # Much later, another process has the pid.
+            # Much later, another process may have the pid.
             if rank["pid"] == pid and rank["code"] is None and now - (rank["ended"] or now) < _REAPED_WITHIN_S:
                 rank.update(ended=rank["ended"] or now, code=code)
                 self._save()
@@ -204,7 +204,7 @@ class RankTracker:
         ended : float
             When torchrun ended, in seconds since the epoch.
         has_failed : bool
-            Whether it reports anything. Default True.
+            Whether its output contains a report. Default True.
         """
         is_noted = self._add_noted()
         self.sweep()
@@ -224,7 +224,7 @@ class RankTracker:
         self.pidfds.clear()
 
     def orphans(self) -> list[int]:
-        """Return the running ranks whose shims were killed: they have got SIGTERM.
+        """Return the running ranks whose shims were killed; the kernel has sent them SIGTERM.
 
         Returns
         -------
@@ -256,5 +256,5 @@ def _reported(output: str) -> list[dict[str, Any]]:
 
 
 def _number(text: str | None) -> int | None:
-    # A process may have anything in its environment: `²` is a digit too, and int() refuses thousands of digits.
+    # A process may have any text in its environment: `²` is a digit, too, and int() rejects thousands of digits.
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None

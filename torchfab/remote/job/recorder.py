@@ -1,7 +1,7 @@
-"""Ask the ranks' probes (`torchfab/remote/shims/probe.py`) for their collectives and stacks; keep the answers.
+"""Query the ranks' probes (`torchfab/remote/shims/probe.py`) for their collectives and stacks, and save the answers.
 
-torch's worker server speaks HTTP over a Unix socket. One socket per question, all at once: a rank that does not answer
-delays no other.
+torch's worker server speaks HTTP over a Unix socket. Each query has its own socket, and all are sent at once, so that
+a rank that does not answer does not delay others.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 FOLDER = "probe"
-# Suffixes and prefix of the files in it: of the supervisor, of the rank itself, of NCCL's watchdog.
+# Suffixes and prefix of the files in it, written by the supervisor, by the rank itself, and by NCCL's watchdog.
 KEPT, OF_RANK, OF_NCCL = ".kept.json", ".json", "nccl-"
 _IN_COLLECTIVE = "/torch/distributed/"
-# The last one needs Python's lock in the rank, so it may have no answer where the others have one.
+# The last one needs Python's lock in the rank, so it may not be answered although the others are.
 RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS = "fr_trace_json", "dump_nccl_trace_json", "dump_traceback", "torchfab"
 QUESTIONS = (RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS)
 LATEST = 64  # calls of each process group that are returned
@@ -93,7 +93,7 @@ def collectives(folder: str, timeout_s: float) -> list[dict[str, Any]]:
     folder : str
         The job's folder on this node.
     timeout_s : float
-        Seconds that the probes have, all together.
+        Time limit for all probes together, in seconds.
 
     Returns
     -------
@@ -115,18 +115,18 @@ def _main_stack(answer: dict[str, bytes]) -> list[Any]:
     return list(threads[0]["frames"]) if threads else []
 
 
-# ---- what is kept for `fab why`
+# ---- answers saved for `fab why`
 
 
 def keep(folder: str, timeout_s: float) -> None:
-    """Write the collectives of the running ranks into files beside their sockets: they are about to end.
+    """Write the collectives of the running ranks, which are about to end, into files beside their sockets.
 
     Parameters
     ----------
     folder : str
         The job's folder on this node.
     timeout_s : float
-        Seconds that the probes have, all together.
+        Time limit for all probes together, in seconds.
     """
     probes = [probe for name in job_files.processes(folder) for probe in find(os.path.join(folder, name))]
     if not probes:
@@ -137,10 +137,10 @@ def keep(folder: str, timeout_s: float) -> None:
 
 
 def kept(folder: str) -> list[dict[str, Any]]:
-    """Return the collectives that were kept of the last process of each rank.
+    """Return the saved collectives of the last process of each rank.
 
-    What the supervisor kept comes first: the rank itself writes later, when the others may have ended already. NCCL's
-    watchdog writes no pid.
+    The supervisor's file has precedence: the rank itself writes later, when other ranks may already have ended. The
+    file of NCCL's watchdog contains no pid.
 
     Parameters
     ----------
@@ -186,12 +186,12 @@ def _read_kept(path: str) -> dict[str, Any] | None:
                 dump = _Unpickler(raw).load()
             return {**describe(int(name[len(OF_NCCL) :]), 0, _modified(path), [dump], {}, {}), "stack": []}
     except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, pickle.UnpicklingError):
-        pass  # it was being written when its process ended
+        pass  # its process ended while writing it
     return None
 
 
 def _of_rank(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a rank wrote after an exception; the collective that raised it counts as not ended."""
+    """Return the collectives that a rank wrote after an exception; the one that raised it counts as not ended."""
     stack, dump = record["stack"], record["recorder"]
     entries = dump.get("entries") or []
     if entries and stack and _IN_COLLECTIVE in stack[0][1]:
@@ -202,10 +202,10 @@ def _of_rank(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads NCCL's dump, which consists of numbers, texts, lists and dicts; nothing of it is executed."""
+    """Reads NCCL's dump, which consists of numbers, texts, lists and dicts; it executes no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the dump may name: torch's typed lists."""
+        """Return the class for a name in the dump: only torch's typed lists are allowed."""
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
         if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
@@ -217,25 +217,25 @@ def _first(value: Any, _: str) -> Any:
     return value
 
 
-# ---- questions
+# ---- queries
 
 
 def ask(probes: Sequence[Probe], timeout_s: float, questions: Sequence[str] = QUESTIONS) -> list[dict[str, bytes]]:
-    """Ask all probes at once.
+    """Query all probes at once.
 
     Parameters
     ----------
     probes : sequence of Probe
         The probes.
     timeout_s : float
-        Seconds, for all of them together.
+        Time limit for all of them together, in seconds.
     questions : sequence of str
         Names of handlers. Default: all.
 
     Returns
     -------
     list of dict of str to bytes
-        The answers of each probe by question; those that were not given, or not in time, are missing.
+        The answers of each probe by name of the handler; missing or late answers are left out.
     """
     asked = [(at, question) for at in range(len(probes)) for question in questions]
     bodies = fetch([(probes[at].path, question) for at, question in asked], timeout_s)
@@ -247,19 +247,19 @@ def ask(probes: Sequence[Probe], timeout_s: float, questions: Sequence[str] = QU
 
 
 def fetch(asked: Sequence[tuple[str, str]], timeout_s: float) -> list[bytes | None]:
-    """Send all requests at once, and return what has been answered in time.
+    """Send all requests at once, and return the answers that arrived in time.
 
     Parameters
     ----------
     asked : sequence of (str, str)
         Path of the socket, and name of the handler.
     timeout_s : float
-        Seconds, for all of them together.
+        Time limit for all of them together, in seconds.
 
     Returns
     -------
     list of bytes or None
-        The body of each answer; None for none, or for an error.
+        The body of each answer; None for a missing answer, or an error.
     """
     deadline = time.monotonic() + timeout_s
     opened = {number: connection for number, each in enumerate(asked) if (connection := _connect(*each))}
@@ -286,7 +286,7 @@ def _connect(path: str, handler: str) -> socket.socket | None:
     try:
         _connect_to(connection, path)
         connection.send(f"POST /handler/{handler} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
-    except OSError:  # it has ended, or it answers so many that it takes no more
+    except OSError:  # it has ended, or its queue of connections is full
         connection.close()
         return None
     return connection
@@ -304,7 +304,7 @@ def _connect_to(connection: socket.socket, path: str) -> None:
 
 
 def _receive(connection: socket.socket, received: bytearray) -> bool:
-    """Receive what has arrived; return whether more may come."""
+    """Receive the data that has arrived; return whether more may follow."""
     try:
         data = connection.recv(256 * 1024)
     except OSError as error:
@@ -332,7 +332,7 @@ def summarize(rank: int, pid: int, answers: dict[str, bytes], now: float) -> dic
     answers : dict of str to bytes
         As `ask` returns them.
     now : float
-        When they were given, in seconds since the epoch.
+        Time of the answers, in seconds since the epoch.
 
     Returns
     -------
@@ -354,7 +354,7 @@ def describe(
     rank, pid : int
         The rank.
     now : float
-        When they were made, in seconds since the epoch.
+        Time of the dumps, in seconds since the epoch.
     dumps : iterable of dict
         The dumps: of CPU backends, of NCCL.
     groups : dict

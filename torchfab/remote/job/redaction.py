@@ -1,8 +1,8 @@
 """Redact a job's secrets in everything that a node sends, without storing the secrets.
 
 When a job starts, a digest of each secret is written into its folder. The key of the digests stays on the launch
-machine, which sends it with each request, so neither place alone reveals a secret. Answers are searched for text that
-has such a digest, but only in runs of the secret's own kind of characters that are long enough.
+machine, which sends it with each request, so neither machine alone reveals a secret. Answers are searched for text with
+such a digest, but only in sufficiently long runs of the kind of characters that the secret has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The checks of phase one: whether this node has what a job requires.
 
-Every check returns the problems that it found (what is wrong, how to fix it) instead of stopping at the first one, so
-that the user fixes a node once, not five times.
+Every check returns all problems that it found, each with a fix, instead of stopping at the first one, so that the user
+can fix a node at once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 PYTHON_TIMEOUT_S = 20
 PEERS_TIMEOUT_S = 5
-# Addresses to which a careless hosts file, or Debian's installer, resolves a machine's own name.
+# Addresses to which a wrong /etc/hosts, or that of Debian's installer, resolves a machine's own name.
 _OWN_ADDRESSES = {"127.0.0.1", "127.0.1.1", "::1"}
 _OTHER_PYTHON = "give an interpreter that works on every node with --python"
 # Run by the training interpreter. Prints its version, and for each required module `name=2.1`, `name=` if the version
 # is unknown, or `name` if the module is missing. Modules are located, not imported: importing torch takes seconds.
-# The version is in the name of the .dist-info folder beside an installed package. Only where there is none is
-# importlib.metadata used: importing it takes three times as long as all the rest.
+# The version is in the name of the .dist-info folder beside an installed package. importlib.metadata is used only if
+# there is no such folder: importing it takes three times as long as all the rest.
 _PYTHON_PROBE = """
 import os, sys, importlib.util as u
 def beside(name, spec):
@@ -50,12 +50,12 @@ print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
 
 
 def problem(what: str, fix: str) -> dict[str, str]:
-    """Return a problem as the launch machine expects it.
+    """Return a problem in the form that the launch machine expects.
 
     Parameters
     ----------
     what, fix : str
-        What is wrong, and how to fix it.
+        The problem, and how to fix it.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def check_python(
     python, workdir, path = request["python"], request["workdir"], request.get("python_path")
     extra_env = {"PYTHONPATH": path} if path else {}
     try:
-        # Without our stdin, which carries the requests: a wrapper that reads would take the next one.
+        # Without the server's stdin, which carries the requests: a wrapper that reads stdin would consume the next one.
         code, output, errors = light_subprocess.run(
             [python, "-c", _PYTHON_PROBE, *request["modules"]],
             request.get("python_timeout_s", PYTHON_TIMEOUT_S),
@@ -249,7 +249,7 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
 
 
 def check_program(request: dict[str, Any], environ: Mapping[str, str]) -> list[dict[str, str]]:
-    """Check that the program which the ranks run instead of a Python script can be run.
+    """Check that the program that the ranks run instead of a Python script is executable.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ def check_launcher_arguments(request: dict[str, Any], environ: Mapping[str, str]
             request.get("python_timeout_s", PYTHON_TIMEOUT_S),
             env=environ,
         )
-    except (OSError, light_subprocess.ProgramTimeoutError):  # a slow disk; the launcher will say so itself
+    except (OSError, light_subprocess.ProgramTimeoutError):  # a slow disk; the launcher reports wrong arguments itself
         return []
     if code != 2:  # argparse's code for wrong arguments
         return []
@@ -321,7 +321,7 @@ def check_accelerate_config(environ: Mapping[str, str]) -> list[dict[str, str]]:
     Parameters
     ----------
     environ : mapping of str to str
-        The environment, which may say where it lies.
+        The environment, which may contain the path of the configuration.
 
     Returns
     -------
@@ -337,8 +337,8 @@ def check_accelerate_config(environ: Mapping[str, str]) -> list[dict[str, str]]:
         return []
     if not kinds or kinds[0].upper() in ("NO", "MULTI_CPU", ""):
         return []
-    what = f"{path} says distributed_type: {kinds[0]}, with which accelerate would start a job of its own in every rank"
-    return [problem(what, "run the script itself: fab import prints that line for such a file; or move the file away")]
+    what = f"{path} says distributed_type: {kinds[0]}, so accelerate would start a job of its own in every rank"
+    return [problem(what, "run the script itself (fab import prints the command for such a file), or move it away")]
 
 
 def _folder(path: str) -> dict[str, str]:
@@ -346,7 +346,7 @@ def _folder(path: str) -> dict[str, str]:
 
 
 def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
-    """Check that the master address resolves, and on other nodes than node 0 not to this machine.
+    """Check that the master address resolves, and, except on node 0, not to this machine.
 
     Parameters
     ----------
@@ -372,13 +372,13 @@ def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
         return [problem(what, "give an address that every node can reach with --master-addr")]
     if request["node_rank"] == 0 and request.get("master_is_given") and not any(map(_is_own, found)):
         what = f"the master address {address} is not an address of this host, which is node 0"
-        fix = "correct --master-addr; an address that a router forwards goes behind address= in the hosts file"
+        fix = "correct --master-addr; for an address that a router forwards, use address= in the hosts file"
         return [problem(what, fix)]
     return []
 
 
 def _is_own(address: str) -> bool:
-    """Return whether an address belongs to this machine; one that cannot be tried counts as its own."""
+    """Return whether an address belongs to this machine; an address that cannot be tested counts as its own."""
     try:
         tried = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     except OSError:
@@ -416,7 +416,7 @@ def check_peers(addresses: list[str]) -> list[dict[str, str]]:
         return []
     shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
     what = f"addresses of other nodes do not resolve there: {shown}"
-    return [problem(what, "give some that the nodes can reach with address= on their lines of the hosts file")]
+    return [problem(what, "give addresses that the nodes can reach with address= in the hosts file")]
 
 
 def _addresses(name: str) -> set[str]:

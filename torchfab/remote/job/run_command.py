@@ -1,7 +1,7 @@
 """Run a command on this node, and stream its output in lines.
 
-When the launch machine sends anything or goes away, and when the time is up, the command is ended with all its
-descendants. After an end of its own, what it left in the background goes on.
+If the launch machine sends a request or disconnects, or at the time limit, the command is ended with all its
+descendants. If it ends by itself, the processes that it left in the background continue.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ _LONGEST_LINE_BYTES = 64 * 1024
 _POLL_S = 0.05
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _KILL_S = 2.0  # for how long SIGKILL is repeated
-_DRAIN_S = 0.5  # for output that is on its way when the command has ended
-_SHELL = "a command of a shell itself, such as ulimit, needs one: fab run -- bash -c 'ulimit -n'"
+_DRAIN_S = 0.5  # for output that has not arrived yet when the command has ended
+_SHELL = "a shell's own command, such as ulimit, needs a shell: fab run -- bash -c 'ulimit -n'"
 
 
 class Output:
-    """One output stream of the command, in lines; of a long one the begin and the end.
+    """One output stream of the command, in lines; only the beginning and the end of a long one.
 
     Of a line that was overwritten with carriage returns (a progress bar), only the last state is kept.
 
     Parameters
     ----------
     most_bytes : int
-        How much to keep: half of it from the begin, half from the end.
+        How many bytes to keep: half from the beginning, half from the end.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self.half = most_bytes // 2
         self.room = self.half
-        self.rest = bytearray()  # behind the lines that were returned
+        self.rest = bytearray()  # after the lines that were returned
         self.dropped = 0
 
     def feed(self, data: bytes) -> list[str]:
-        """Take in bytes.
+        """Add bytes.
 
         Parameters
         ----------
         data : bytes
-            What was read.
+            The bytes that were read.
 
         Returns
         -------
@@ -75,7 +75,7 @@ class Output:
         return [_text(line) for line in lines]
 
     def finish(self) -> list[str]:
-        """Return the last lines, behind a line that says how much was left out before them.
+        """Return the last lines, preceded by a line with the number of bytes left out before them.
 
         Returns
         -------
@@ -133,7 +133,7 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
     run = _Run(process, request["most_bytes"], server)
     try:
         run.follow(request["timeout_s"])
-    finally:  # the launch machine is gone: a frame could not be sent
+    finally:  # the launch machine has disconnected: a frame could not be sent
         run.end_if_running()
     run.report()
     return {}
@@ -173,11 +173,11 @@ def _start(request: dict[str, Any], environ: dict[str, str]) -> subprocess.Popen
 
 
 def _explain(error: OSError, request: dict[str, Any]) -> dict[str, str]:
-    """Return why a command could not be started, and what to do about it."""
+    """Return why a command could not be started, and how to fix it."""
     program, workdir = request["argv"][0], request["workdir"]
     file = os.path.join(workdir, program)
     if not os.path.isdir(workdir):
-        fix = "fab sync copies this one there; or name a folder that exists there: --workdir /tmp"
+        fix = "copy it there: fab sync; or name a folder that exists there: --workdir /tmp"
         return {"what": f"the working directory {workdir} does not exist", "fix": fix}
     if os.path.isdir(file) and ("/" in program or isinstance(error, FileNotFoundError)):
         return {"what": f"{program} is a folder", "fix": "name a program or a script"}
@@ -197,7 +197,7 @@ def _explain(error: OSError, request: dict[str, Any]) -> dict[str, str]:
 
 
 class _Run:
-    """A command that runs: its process, its output, and what ended it."""
+    """A running command: its process, its output, and the reason of its end."""
 
     def __init__(self, process: subprocess.Popen[bytes], most_bytes: int, server: Server) -> None:
         assert process.stdout
@@ -214,7 +214,7 @@ class _Run:
         self.left: list[str] = []
 
     def follow(self, timeout_s: float) -> None:
-        """Send the output until the command ends, the time is up, or the launch machine wants it to end."""
+        """Send the output until the command ends, the time limit passes, or the launch machine requests its end."""
         while self.process.poll() is None:
             if timeout_s and time.monotonic() - self.started > timeout_s:
                 self.timed_out = True
@@ -227,7 +227,7 @@ class _Run:
             pass
 
     def _read(self, wait_s: float) -> bool:
-        """Send what has arrived; return whether the launch machine wants the command to end."""
+        """Send the output that has arrived; return whether the launch machine requests the command's end."""
         if not self.open:  # the command has closed its output
             return self.server.is_disconnected(wait_s)
         poll = select.poll()
@@ -272,7 +272,7 @@ def end_descendants() -> list[str]:
     Returns
     -------
     list of str
-        Descriptions of those that still run: processes of another user, or ones that wait for a device.
+        Descriptions of those that still run: processes of another user, or waiting for a device.
     """
     started = time.monotonic()
     signalled: set[int] = set()
@@ -284,7 +284,7 @@ def end_descendants() -> list[str]:
             elif pid not in signalled:
                 signalled.add(pid)
                 _signal(pid, signal.SIGTERM)
-                _signal(pid, signal.SIGCONT)  # a stopped process would not see it
+                _signal(pid, signal.SIGCONT)  # a stopped process would not handle it
         procfs.await_end(pids[:1], _POLL_S)
     return [f"{procfs.describe(pid)} of user {procfs.owner(pid)}" for pid in pids]
 
@@ -292,7 +292,7 @@ def end_descendants() -> list[str]:
 def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
-    except OSError:  # gone meanwhile, or of another user
+    except OSError:  # it has ended, or belongs to another user
         pass
 
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-# The supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
+# The supervisor starts in 30 ms. If many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
-_LATE_S = 2.0  # after which a full disk is looked for, on which a supervisor cannot write that it is up
+_LATE_S = 2.0  # then check for a full disk, on which a supervisor cannot report that it is ready
 
-_TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
+_TMUX_FIX = "log in there and check that it works: tmux -L torchfab -f /dev/null new-session"
 
 
 def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Bring up the supervisor of this node's processes; it waits at the start barrier.
+    """Start the supervisor of this node's processes; it waits at the start barrier.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
     request : dict
         `session`, `mask_key` (key for the digests of secrets, see `redaction`), `grace_s`, `start_timeout_s`,
         `secret_patterns` (names of variables of the node's own environment whose values must not stay in a file) and
-        `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: without the node's own secrets too), `cwd`,
+        `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: also without the node's own secrets), `cwd`,
         `rank`, `rank_logs`, `folders`, `files`, `path`, `python_path`, `after`, `after_timeout_s`.
     environ : mapping of str to str
         The environment of this node for the job (`Preparation.environ`).
@@ -40,7 +40,7 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
     Returns
     -------
     dict
-        `started`: names of the processes whose supervisor is up; `problems`: one for each of the others.
+        `started`: names of the processes whose supervisor is ready; `problems`: one for each of the others.
     """
     values: dict[str, str] = {}
     for each in request["processes"]:
@@ -93,7 +93,7 @@ def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     names : list of str
         Names of the processes.
     timeout_s : float
-        Seconds, for all of them together.
+        Time limit for all of them together, in seconds.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def _environment(process: dict[str, Any], base: dict[str, str]) -> dict[str, str
 
 
 def windows(folder: str, names: list[str]) -> list[tuple[str, list[str]]]:
-    """Return the windows of a session: the supervisor in the first, and what shows the logs in the others.
+    """Return the windows of a session: the supervisor in the first, a viewer of the logs in each of the others.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def _error(folder: str, name: str) -> str:
 
 
 def _write_error(folder: str) -> str:
-    """Return why nothing can be written into a folder; empty if it can."""
+    """Return why files cannot be written into a folder; empty if they can."""
     path = os.path.join(folder, f".write-{os.getpid()}")
     try:
         job_files.write_text(path, " " * 4096)

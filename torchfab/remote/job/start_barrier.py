@@ -1,4 +1,4 @@
-"""The start barrier of a job: every supervisor is up, and no process of the job has started yet.
+"""The start barrier of a job: no process of the job starts before the supervisors of all nodes are ready.
 
 A launch that fails on one node has therefore run no user code on any node, and the processes of all nodes start
 together. A supervisor reports that it is ready, then waits until the server process that opened its window releases
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-NEVER_RELEASED = "never begun: its launch was cut off before all nodes were ready"
+NEVER_RELEASED = "never started: its launch was interrupted before all nodes were ready"
 
 
 def server_identity() -> dict[str, Any]:
@@ -65,7 +65,7 @@ def release(folder: str, names: list[str]) -> None:
         try:
             # Only wakes the supervisor, which then checks the barrier.
             os.kill(pid, signal.SIGCHLD)
-        except (OSError, TypeError):  # it has ended meanwhile, or never became ready
+        except (OSError, TypeError):  # it has ended, or never became ready
             pass
 
 
@@ -80,7 +80,7 @@ def open_server_pidfd(held_by: dict[str, Any] | None) -> list[int]:
     Returns
     -------
     list of int
-        One pidfd; empty where there is no such process or the kernel has no pidfds.
+        One pidfd; empty if there is no such process or the kernel has no pidfds.
     """
     try:
         return [os.pidfd_open(held_by["pid"])] if held_by else []  # type: ignore[attr-defined,unused-ignore]

@@ -48,7 +48,7 @@ def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) 
     node_rank : int
         Rank of this node in the job.
     alive : bool, optional
-        Whether supervisors can run. Default: look for them here, which needs the folder to be this machine's own.
+        Whether supervisors can run. Default: search for them on this machine, which must be the node of the folder.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) 
 
 
 def unended(folder: str) -> list[dict[str, Any]]:
-    """Return the processes that the supervisors could not end, and that still run.
+    """Return the processes that the supervisors could not end and that still run.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def has_ended(folder: str) -> bool:
 
 
 def process_states(folder: str) -> dict[str, str]:
-    """Return the state of every process of the job on this node, by what its supervisor has recorded.
+    """Return the state of every process of the job on this node, as its supervisor has recorded it.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str
 
 
 def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, Any] | None) -> list[dict[str, Any]]:
-    # A process that is itself a rank and ended before the supervisor could record it.
+    # A process that is itself a rank and ended before the supervisor could record the rank.
     if spec.get("rank") is None or not started:
         return []
     rank = {"rank": spec["rank"], "local_rank": None, "world_size": None, "attempt": 0, "pid": started["pid"]}
@@ -226,7 +226,7 @@ def _end_state(ended: dict[str, Any], stop: dict[str, Any] | None) -> str:
 
 
 def _is_before(stop: dict[str, Any], ended: dict[str, Any]) -> bool:
-    """Return whether a stop was requested before a process ended, also if the clock was set in between."""
+    """Return whether a stop was requested before a process ended, even if the clock was set in between."""
     stop_clock, end_clock = stop.get("clock"), ended.get("clock")
     if stop_clock and end_clock and stop_clock[0] == end_clock[0]:
         return bool(stop_clock[1] <= end_clock[1])
@@ -242,7 +242,7 @@ def _last_line(logs: list[log_files.LogFile], ranks: list[dict[str, Any]]) -> di
     written = [log for log in logs if log_files.size(log.full_path)]
     if not written:
         return None
-    by_ranks = [log for log in written if isinstance(log.label(ranks), int)]  # rather than the launcher's own report
+    by_ranks = [log for log in written if isinstance(log.label(ranks), int)]  # preferred to the launcher's own report
     newest = max(by_ranks or written, key=lambda log: os.stat(log.full_path).st_mtime)
     lines = [line for line in tail(newest.full_path).splitlines() if any(map(str.isalnum, line))]
     text = lines[-1] if lines else ""
@@ -330,7 +330,7 @@ def parse_failures(text: str) -> list[dict[str, int]]:
 
 
 def reported_ranks(text: str) -> list[dict[str, Any]]:
-    """Return the ranks that torchrun's report names as failed, with what else it says of them.
+    """Return the ranks that torchrun's report names as failed, with all numbers that it contains.
 
     Parameters
     ----------

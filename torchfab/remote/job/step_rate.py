@@ -67,7 +67,7 @@ class StepRate:
 
 
 def _append(points: deque[tuple[float, int]], when: float, count: int) -> None:
-    """Add a point: the last of several at one time counts, and points older than the window are dropped."""
+    """Add a point: of several points at one time, only the last is kept; points older than the window are dropped."""
     if points and when <= points[-1][0]:
         points[-1] = (points[-1][0], count)
         return

@@ -1,4 +1,4 @@
-"""Stop a job on a node and prove that no process of it is left."""
+"""Stop a job on a node and verify that no process of it is left."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-# How long a supervisor may take after its own KILL to record how its process ended: a loaded node is slow, not stuck.
+# How long a supervisor may take after its own KILL to record how its process ended: a loaded node is slow.
 _SUPERVISORS_S = 5.0
 # How long processes without a supervisor may take to end after their KILL.
 _ESCAPED_S = 10.0
 _POLL_S = 0.05
-# How long the newest processes are killed as they appear, where some fork and exit faster than a search takes.
+# How long the newest processes are killed as they appear, if some fork and exit faster than a search takes.
 _CHASE_S = 0.2
 
 
 def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[str, Any]:
     """End the ranks of the job on this node, but not their launchers, which ranks of other nodes may still need.
 
-    A torchrun agent serves the store of all nodes, and an mpirun that ends takes the ranks of all nodes with it. The
-    launchers are held until `stop` ends them; if that never comes, their supervisors kill them after the grace period.
+    A torchrun agent serves the store of all nodes, and the end of mpirun ends the ranks of all nodes. The launchers are
+    held until `stop` ends them; without a `stop`, their supervisors kill them after the grace period.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[
     Returns
     -------
     dict
-        `asked`: how many processes ran. The ranks have ended, or the grace period is over.
+        `asked`: number of processes that ran. On return, the ranks have ended, or the grace period is over.
     """
     asked = len(job_processes(job_id, node_rank, containment.groups(folder)))
     deadline = time.monotonic() + grace_s
@@ -82,7 +82,7 @@ def _is_supervised(process: str) -> bool:
 
 
 def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float) -> dict[str, Any]:
-    """End every process of the job on this node: TERM, the grace period, KILL; then prove that none is left.
+    """End every process of the job on this node: TERM, the grace period, KILL; then verify that none is left.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     -------
     dict
         `asked`: how many processes ran; `killed`: descriptions of those that had to be killed; `left`: descriptions of
-        those that still run; `proof`: how it is known that no other runs, "cgroup" or "proc"; `seconds`: duration;
+        those that still run; `proof`: the source that confirms this, "cgroup" or "proc"; `seconds`: duration;
         `rank_ends`: see `rank_ends`; `cleared`: see `leftovers.clear`.
     """
     begun, clock = time.time(), time.monotonic()
@@ -131,7 +131,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
 
 
 def _ended(folder: str) -> set[str]:
-    """Return the names of the processes whose supervisors have cleared what they left."""
+    """Return the names of the processes whose leftovers the supervisors have cleared."""
     ends = {
         name: job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {}
         for name in job_files.processes(folder)
@@ -140,7 +140,7 @@ def _ended(folder: str) -> set[str]:
 
 
 def _cleared(folder: str, ended_before: set[str]) -> dict[str, int]:
-    """Clear what is left outside the job's folder; count also what the supervisors have cleared during the stop."""
+    """Remove leftovers outside the job's folder; include those that the supervisors removed during the stop."""
     total = leftovers.clear(folder)
     for name in _ended(folder) - ended_before:
         end = job_files.read_json(os.path.join(folder, name, job_files.EXIT)) or {}
@@ -160,9 +160,9 @@ def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `ended`: how many ended by themselves; `seconds`: how long the slowest of them took; `killed`: how many had to
-        be killed; `unfinished`: how many of those still handled the signal; `writing`: the files that those had open
-        for writing.
+        `ended`: number that ended by themselves; `seconds`: time that the slowest of them took; `killed`: number that
+        had to be killed; `unfinished`: number of those that were still in their signal handler; `writing`: the files
+        that these had open for writing.
     """
     ends = [end.get("rank_ends") or {} for folder in folders for end in _ends(folder)]
     counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed", "unfinished")}
@@ -187,7 +187,7 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
     grace_s : float
         Seconds between TERM and KILL.
     ranks_first : bool
-        Launchers must not end yet, even if their ranks have.
+        Whether launchers must not end yet, even if their ranks have.
 
     Returns
     -------
@@ -195,7 +195,7 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
         Whether it is recorded.
     """
     path = os.path.join(folder, job_files.STOP)
-    before = job_files.read_json(path) or {}  # the first stop counts: what has ended since ended due to it
+    before = job_files.read_json(path) or {}  # the first stop counts: it ended the processes that ended since
     stop = {"time": min(now, before.get("time", now)), "grace_s": grace_s, "ranks_first": ranks_first}
     try:
         job_files.write_json(path, {**stop, "clock": before.get("clock") or procfs.clock()})
@@ -212,7 +212,7 @@ def _remove_secrets_of_unstarted(folder: str) -> bool:
             found = True
             try:
                 os.unlink(os.path.join(folder, name, job_files.SECRETS))
-            except FileNotFoundError:  # it has none, or its supervisor is just reading them
+            except FileNotFoundError:  # it has no secrets, or its supervisor is just reading them
                 pass
     return found
 
@@ -223,19 +223,19 @@ def _end_supervisors(folder: str, supervisors: list[int], deadline: float) -> No
         _signal_all(supervisors, signal.SIGTERM)
         procfs.await_end(supervisors, deadline - time.monotonic())
         supervisors = procfs.running_program(os.path.join(folder, job_files.BUNDLE))
-    # They kill their own processes. One that still runs by now is stuck, or stopped by a signal.
+    # They kill their own processes. A supervisor that still runs now is stuck, or stopped by a signal.
     _signal_all(supervisors, signal.SIGKILL)
 
 
 def _end_escaped(search: Search, kill_at: float) -> tuple[dict[int, str], list[int]]:
-    """End processes without a supervisor; return descriptions of the killed ones by pid, and those that still run."""
+    """End processes without a supervisor; return descriptions of those killed, by pid, and those that still run."""
     ending = GracefulEnd(_is_rank, may_stop=False)
     killed: dict[int, str] = {}
     while (found := search.find()) and time.monotonic() < kill_at + _ESCAPED_S:
         if time.monotonic() >= kill_at:
             reached = [pid for pid in found if not procfs.is_foreign(pid) or search.is_grouped(pid)]
             if not reached:
-                break  # of other users: no signal reaches them
+                break  # processes of other users cannot be signaled
             described = {pid: procfs.describe(pid) for pid in reached}
             _kill(search, reached, again=bool(killed))
             killed = {**described, **killed}
@@ -271,5 +271,5 @@ def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         try:
             os.kill(pid, number)
-        except OSError:  # gone meanwhile
+        except OSError:  # it has ended
             pass

@@ -1,18 +1,18 @@
 """The supervisor of the job's processes on a node: their parent (compare tini and dumb-init).
 
-There is one on each node, in the first tmux window of the job's session, without the standard library's site module.
+One runs on each node, in the first tmux window of the job's session, without the standard library's site module.
 It does four things for each process (see `torchfab.remote.job.process_watch`):
 
 1. It starts the process, in a session of its own, with exactly the environment of its spec.
 2. It is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all descendants of the process. A descendant that
-   double-forks or leaves its session becomes its child, and when the process has ended, nothing of it is left running.
+   double-forks or leaves its session becomes its child, so that no descendant keeps running after the process.
 3. It writes the start, the ranks, and the end (code, signal, time) to disk, atomically.
 4. It ends the process so that its ranks can save (`torchfab.remote.job.graceful_end`), passes other signals on to the
    ranks, and shows the process's log files in its window. The process writes to those files itself, so
    neither a viewer nor the death of this supervisor can block it.
 
 No process starts before all nodes of the job are ready (see `torchfab.remote.job.start_barrier`). SIGTERM ends all
-processes; a signal that a terminal sends (Ctrl-C, a closed window) only the one whose window it is. When the supervisor
+processes; a signal from a terminal (Ctrl-C, a closed window) ends only the process of that window. When the supervisor
 is killed, the kernel sends SIGTERM to each process.
 """
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 _PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-# Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
-# take minutes, and all supervisors wait meanwhile.
+# Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes the supervisor. Other
+# nodes may take minutes, and all supervisors wait meanwhile.
 _BARRIER_POLL_S, _SHORT_POLL_S = 2.0, 0.1
-_KEEP_S = 1.0  # for the answers of the ranks' probes: 2,000 collectives take 40 ms, on a busy machine ten times that
+_KEEP_S = 1.0  # for the answers of the ranks' probes: 2,000 collectives take 40 ms, ten times that on a busy machine
 
 
 class NodeSupervisor:
-    """Supervise the processes of the job on this node, from their start until nothing of them is left.
+    """Supervise the processes of the job on this node, from their start until no process of them is left.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class NodeSupervisor:
         for watch in self.watches:
             watch.siblings = [each for each in self.watches if each is not watch]
         self.wakeup = _signals_to_pipe()
-        self.kept_attempt = -1  # whose collectives have been kept
+        self.kept_attempt = -1  # ranks whose collectives have been saved
         self.keeper: threading.Thread | None = None
 
     def run(self) -> int:
@@ -105,7 +105,7 @@ class NodeSupervisor:
         return bool(released)
 
     def _end_signal(self) -> str:
-        """Return the signal that has requested the end of a process: before the start, the others end with it."""
+        """Return the signal that requested the end of a process; before the start, it ends all processes."""
         return next((watch.request.signal for watch in self.watches if watch.request.signal), "")
 
     def _refuse(self) -> None:
@@ -138,9 +138,9 @@ class NodeSupervisor:
         self._on_closed_windows([windows[fd] for fd in reported if fd in windows])
 
     def _keep_collectives(self, wait_s: float) -> None:
-        """Keep the collectives of the ranks that still run, once in each attempt: they are about to end.
+        """Save the collectives of the running ranks, which are about to end, once in each attempt.
 
-        In a thread: codes of ranks that end meanwhile must be read before their launcher reaps them.
+        This runs in a thread: codes of ranks that end meanwhile must be read before their launcher reaps them.
         """
         attempt = max((rank["attempt"] for watch in self.watches for rank in watch.ranks.ranks), default=-1)
         if attempt <= self.kept_attempt:
@@ -169,7 +169,7 @@ class NodeSupervisor:
         for_each(active, ProcessWatch.advance)
 
     def _reap(self) -> None:
-        """Reap the processes that have ended, and those that they have left to this one."""
+        """Reap the children that have ended, including adopted ones."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -204,8 +204,8 @@ class NodeSupervisor:
 
     def _tmux_is_gone(self) -> bool:
         # A server that closes a window on request is still running when SIGHUP arrives, even if it was its last window.
-        # A server that is gone was killed: the training then continues without a window. The kernel sends SIGHUP a
-        # little before the killed server disappears, hence the wait.
+        # If no server is running, it was killed: the training then continues without a window. The kernel sends SIGHUP
+        # shortly before the killed server disappears, hence the wait.
         deadline = time.monotonic() + 0.2
         while window_output.is_tmux_running():
             if time.monotonic() > deadline:
@@ -215,14 +215,14 @@ class NodeSupervisor:
 
 
 def for_each(watches: Iterable[ProcessWatch], step: Callable[[ProcessWatch], None]) -> None:
-    """Do one step for each process; a bug of ours or a broken disk that one of them meets does not end the others.
+    """Do one step for each process; an error in one step, such as a bug or a broken disk, does not affect the others.
 
     Parameters
     ----------
     watches : iterable of ProcessWatch
         The processes.
     step : callable
-        The step. An error of it goes into a file in the process's folder.
+        The step. Its errors are written into a file in the process's folder.
     """
     for watch in watches:
         try:

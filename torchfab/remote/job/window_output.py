@@ -1,4 +1,4 @@
-"""The tmux window of a process: shows new output of its log files and never blocks the process.
+"""The tmux window of a process, which shows new output of its log files and never blocks the process.
 
 The window of the first process of a node is the supervisor's own. In each of the others a `cat` reads a FIFO, which
 needs no interpreter and ends with the supervisor: the kernel then closes the FIFO.
@@ -19,7 +19,7 @@ _MAX_CHUNK_BYTES = 64 * 1024
 
 
 def viewer_argv(folder: str) -> list[str]:
-    """Make the FIFO of a process and return the command that shows what is written to it.
+    """Create the FIFO of a process and return the command that shows its content.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def viewer_argv(folder: str) -> list[str]:
     Returns
     -------
     list of str
-        The command, for a tmux window; empty where the file system has no FIFOs: then there is no such window.
+        The command, for a tmux window; empty if the file system has no FIFOs: then there is no such window.
     """
     path = os.path.join(folder, job_files.WINDOW)
     try:
@@ -67,7 +67,7 @@ class Window:
         self.out = _open_terminal() if is_own else -1
 
     def open(self) -> None:
-        """Open the FIFO, once `cat` has opened it too."""
+        """Open the FIFO, once `cat` has opened it."""
         if self.fifo:
             try:
                 self.out = os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -87,7 +87,7 @@ class Window:
     def close(self) -> None:
         """Let `cat` end, which also closes the window; nothing happens to the supervisor's own."""
         if self.fifo:
-            # A `cat` that is just opening the FIFO waits for someone who writes.
+            # A `cat` that is just opening the FIFO waits for a writer.
             try:
                 self.out = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError:
@@ -97,7 +97,7 @@ class Window:
             self.forget()
 
     def forget(self) -> None:
-        """Write no more: the window is gone."""
+        """Stop writing, because the window was closed."""
         if self.is_viewer and self.out >= 0:
             os.close(self.out)
         self.out = -1
@@ -127,7 +127,7 @@ class Window:
             with open(log.full_path, "rb") as file:
                 file.seek(start)
                 chunk = file.read(_MAX_CHUNK_BYTES)
-        except OSError:  # removed meanwhile, or an unreachable disk: no reason to end, and end the training too
+        except OSError:  # removed meanwhile, or an unreachable disk: it must not end the supervisor
             return b""
         cut = chunk.rfind(b"\n") + 1 if self.prefixed else len(chunk)
         self.offsets[log.path] = start + (cut or len(chunk))
@@ -144,14 +144,14 @@ class Window:
         Parameters
         ----------
         data : bytes
-            The text; what the window cannot take at once is lost.
+            The text; the part that the window cannot accept at once is lost.
         """
         try:
             os.write(self.out, data)
         except BlockingIOError:  # the viewer pressed Ctrl-S
             pass
-        except OSError:  # there is no window, or no more
-            if not self.is_viewer:  # of a viewer, the supervisor is told by poll(2)
+        except OSError:  # there is no window, or it was closed
+            if not self.is_viewer:  # for a viewer, poll(2) reports this to the supervisor
                 self.out = -1
 
 

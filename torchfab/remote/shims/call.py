@@ -1,11 +1,11 @@
-"""One rank of a function call: unpickle the function, call it, and leave its result or its failure in a file.
+"""One rank of a function call: unpickle the function, call it, and write its result or its failure to a file.
 
 call.py      with TORCHFAB_FILES naming the folder of this file, and RANK its rank
 
 call.json            `python`: the version of Python that pickled the function, as 3.11; `path`: folders for
                      sys.path; `limit`: the largest result, in bytes
 call.pickle          function, args and kwargs, pickled by cloudpickle; base64
-cloudpickle/         the same version of it as there
+cloudpickle/         the version that pickled the function
 result-<rank>.pickle the result
 failure-<rank>.json  `time`, `type`, `message` and `traceback` of the exception
 failure-<rank>.pickle    the exception itself, if it can be pickled
@@ -30,18 +30,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class TooLargeError(Exception):
-    """A result is larger than what is taken back."""
+    """A result is larger than the limit."""
 
 
 class LimitedFile:
-    """A file that refuses to grow beyond a limit: results come over the network, and lie on the disks of both sides.
+    """A file with a maximum size: results are sent over the network, and stored on the disks of both sides.
 
     Parameters
     ----------
     file : binary file
-        Where the bytes go.
+        The file to write to.
     limit : int
-        In bytes.
+        Maximum size, in bytes.
     """
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _load_cloudpickle() -> ModuleType:
-    """Import the version that has pickled the function, whether or not another one is installed."""
+    """Import the version that pickled the function, whether or not another one is installed."""
     sys.path.insert(0, HERE)
     try:
         import cloudpickle
@@ -115,7 +115,7 @@ def _write_result(cloudpickle: ModuleType, result: Any, rank: str, limit: int) -
 
 
 def _write_failure(cloudpickle: ModuleType, error: BaseException, rank: str) -> None:
-    """Write what is known of a failure; its traceback begins in the function."""
+    """Write a description of a failure; its traceback begins in the function."""
     try:
         with open(os.path.join(HERE, f"failure-{rank}.pickle"), "wb") as file:
             cloudpickle.dump(error, file)

@@ -1,7 +1,7 @@
 """`colossalai run` with rsh.py in place of its Fabric connections: `colossalai_run.py run ...`.
 
 ColossalAI's own connection sends the whole environment of this process on the remote command line, in double quotes
-that a value can close, and supports no option of ssh but the port. The relays already have the nodes' environment.
+that a value can close, and supports no ssh option except the port. The relays already have the nodes' environment.
 """
 
 from __future__ import annotations

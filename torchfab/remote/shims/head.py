@@ -3,7 +3,7 @@
 A launcher that fails early (a wrong option, an unreachable node) has not connected to every node. Without the
 notification, the relays of the other nodes would keep waiting for it.
 
-Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: the output of a dry run, pasted into bash, has no other modules.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def notify_relays(code: int) -> None:
 
 
 def waiting_nodes() -> list[dict[str, Any]]:
-    """List the nodes whose relays have got no command.
+    """List the nodes whose relays have received no command.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """The benchmark of `fab network`, run on the nodes: all-reduce between all ranks, then between pairs of nodes.
 
-Rank 0 prints each result as one line of JSON after MARK. Whatever all ranks must agree on (how often, whether to
-continue), rank 0 decides by its clock and writes to the store. Uses torch.distributed and nothing of torchfab.
+Rank 0 prints each result as one line of JSON after MARK. It makes all decisions that the ranks must share (how often,
+whether to continue) by its clock and writes them to the store. Uses torch.distributed and no other part of torchfab.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MARK = "torchfab-network "
 SIZES = tuple(1024 << (2 * power) for power in range(11))  # 1 KiB to 1 GiB
 PAIR_BYTES = 256 * 1024
 MOST_PAIR_BYTES = 256 * 1024 * 1024
-_ALL_RANKS_SHARE = 0.5  # of the time; the other half is for the pairs
+_ALL_RANKS_SHARE = 0.5  # share of the time; the other half is for the pairs
 _MARGIN_S = 30.0  # `fab network` gives up before the ranks do, and reports why
-_SLOW = 0.5  # of the nominal speed of the slowest interface
+_SLOW = 0.5  # share of the nominal speed of the slowest interface
 
 
 def bus_factor(ranks: int) -> float:
@@ -209,7 +209,7 @@ class Benchmark:
         return self.torch.zeros(max(1, size // 4), dtype=self.torch.float32, device=self.device)
 
     def _time(self, tensor: Any, group: Any, count: int) -> list[float]:
-        """Run all-reduces; return the seconds that each took on this rank."""
+        """Run all-reduces; return the duration of each on this rank, in seconds."""
         times = []
         for _ in range(count):
             begun = time.perf_counter()

@@ -1,11 +1,11 @@
 """The `sitecustomize` of the ranks: starts torch's worker server on a private Unix socket, and changes nothing else.
 
 Python imports it at the start of every program that has its folder in PYTHONPATH. In a process that has RANK, it waits
-for the import of torch.distributed. The server then answers, from a thread of its own without Python's
-lock: the collectives of the flight recorder and the stacks of all threads. The node program asks it
-(`torchfab.remote.job.recorder`). Nothing listens on a network.
+for the import of torch.distributed. The server then reports, from a thread of its own without Python's lock, the
+collectives of the flight recorder and the stacks of all threads. The node program queries it
+(`torchfab.remote.job.recorder`). It does not listen on a network.
 
-An error in here is one line on stderr: the script runs as it would without. Standard library of Python 3.9 only.
+An error in it is one line on stderr; the script runs as without the probe. Standard library of Python 3.9 only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def install() -> None:
 
 
 def _set_defaults() -> None:
-    """Let the flight recorder record, and NCCL's watchdog leave its dump in the job's folder."""
+    """Enable the flight recorder, and let NCCL's watchdog write its dump into the job's folder."""
     if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the name before torch 2.9
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
@@ -50,7 +50,7 @@ def _set_defaults() -> None:
 
 
 def run_next_sitecustomize() -> None:
-    """Import the sitecustomize that Python would have found without this one; its errors are Python's to report."""
+    """Import the sitecustomize that Python would have found without this one; Python reports its errors."""
     from importlib import import_module
 
     own = sys.modules.pop("sitecustomize", None)
@@ -65,7 +65,7 @@ def run_next_sitecustomize() -> None:
 
 
 class AfterImport:
-    """A finder of modules that calls a function once, after the import of one module.
+    """A module finder that calls a function once, after the import of a given module.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ class AfterImport:
         self.name, self.then = name, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return the spec of the awaited module, as the other finders give it; None for every other module.
+        """Return the other finders' spec of the awaited module; None for every other module.
 
         Parameters
         ----------
         name, path, target : Any
-            As Python gives them to a finder.
+            As Python passes them to a finder.
 
         Returns
         -------
@@ -112,7 +112,7 @@ class AfterImport:
 
 
 def start() -> None:
-    """Start the worker server of this rank; nothing happens where torch has none."""
+    """Start the worker server of this rank, if torch has one."""
     native: Any = sys.modules.get(NATIVE)
     server = getattr(native, "_WorkerServer", None)
     if server is None or not os.environ.get("RANK", "").isdigit():
@@ -132,7 +132,7 @@ def start() -> None:
 
 
 def leave_environment() -> None:
-    """Take this folder out of PYTHONPATH: programs that the rank starts are no ranks."""
+    """Remove this folder from PYTHONPATH, because programs that the rank starts are not ranks."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     kept = os.pathsep.join(path for path in paths if path != HERE)
     if kept:
@@ -142,7 +142,7 @@ def leave_environment() -> None:
 
 
 def _quietly(server: Callable[[str], Any], path: str) -> Any:
-    """Start the server without torch's warning that it listens; a long path goes through a descriptor of the folder."""
+    """Start the server without torch's warning about listening; shorten a long path by a descriptor of the folder."""
     folder = os.open(HERE, os.O_RDONLY)
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -171,22 +171,22 @@ def short_path(folder: int, path: str) -> str:
     return f"/proc/self/fd/{folder}/{os.path.basename(path)}"
 
 
-# ---- what the server cannot answer by itself
+# ---- queries that the server cannot answer by itself
 
 
 def answer(request: Any, response: Any) -> None:
-    """Answer the node program: the process groups, and where their running collectives were called.
+    """Answer the node program: the process groups, and the frames of their running collectives.
 
     Parameters
     ----------
     request, response : object
-        As the worker server gives them.
+        As the worker server passes them.
     """
     import json
 
     try:
         response.set_content(json.dumps({"groups": groups(), "frames": frames()}), "application/json")
-    except Exception as error:  # it must not reach C++
+    except Exception as error:  # an exception must not reach C++
         response.set_content(json.dumps({"problem": repr(error)}), "application/json")
 
 
@@ -233,8 +233,8 @@ def groups() -> dict[str, list[Any]]:
 def frames() -> dict[str, list[Any]]:
     """Return the frames of the calls of collectives that have not ended.
 
-    torch imports torch._inductor to resolve frames, which would hold Python's lock for seconds: where the script has
-    not imported it, there are none.
+    torch imports torch._inductor to resolve frames, which would hold Python's lock for seconds: if the script has not
+    imported it, no frames are returned.
 
     Returns
     -------
@@ -255,7 +255,7 @@ def frames() -> dict[str, list[Any]]:
 
 
 def at_exit(name: str, pid: int) -> None:
-    """Remove the socket; after an exception that nobody caught, keep the collectives in a file.
+    """Remove the socket; after an uncaught exception, write the collectives to a file.
 
     Parameters
     ----------
@@ -299,14 +299,14 @@ def last_stack() -> list[list[Any]]:
 
 
 def guarded(step: Callable[[], None], pid: int = 0) -> None:
-    """Do a step; an error of it is a line on stderr.
+    """Do a step; report an error of it as a line on stderr.
 
     Parameters
     ----------
     step : callable
         The step.
     pid : int
-        The process that may do it; 0 for any. A fork inherits what its parent does at exit.
+        The process that may do it; 0 for any. A forked process inherits its parent's exit handlers.
     """
     try:
         if pid in (0, os.getpid()):

@@ -3,10 +3,10 @@
     rank.py --logs COMMAND...       runs COMMAND; its output goes to logs/rank-N.log beside this file
     rank.py --script ARGS...        runs the command in script.json beside this file, with ARGS appended
 
-It stays the parent of the script and does what the launchers do not: it forwards signals, keeps the exit code until the
+It remains the parent of the script and adds what launchers lack: it forwards signals, keeps the exit code until the
 supervisor has recorded it (launchers report 1, or the OR of all codes), and makes MPICH end the other ranks.
 
-Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: the output of a dry run, pasted into bash, has no other modules.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
     child = start(command, env)
     note_rank(env, child.pid if "RANK" not in os.environ else os.getpid())
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    if "RANK" not in os.environ:  # otherwise the supervisor takes this process for the rank
+    if "RANK" not in os.environ:  # otherwise the supervisor would mistake this process for the rank
         wait_until_recorded(child.pid)
     exit_like(child.wait(), env)
 
@@ -90,7 +90,7 @@ def start(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]
 
 
 def note_rank(env: Mapping[str, str], pid: int) -> None:
-    """Note which process is this rank: it may have ended before the supervisor looks.
+    """Record the process of this rank: it may have ended before the supervisor checks.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def note_rank(env: Mapping[str, str], pid: int) -> None:
     try:
         with open(os.path.join(HERE, "logs", "ranks"), "a") as file:
             file.write(" ".join(words) + "\n")
-    except OSError:  # a full disk, or a launcher without a folder of logs
+    except OSError:  # a full disk, or a launcher without a log folder
         pass
 
 
@@ -162,7 +162,7 @@ def redirect_output(path: str) -> None:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel, in the child, for SIGTERM when this process is killed: the script keeps its grace period."""
+    """Let the kernel send the child SIGTERM when this process is killed, so that the script keeps its grace period."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 

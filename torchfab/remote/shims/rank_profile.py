@@ -17,6 +17,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 NATIVE = "torch._C._distributed_c10d"
@@ -156,9 +157,14 @@ def _record(own: Any, start: float, seconds: float) -> tuple[float, float]:
 
 
 def _pause(seconds: float) -> None:
-    """Sleep, or until the program ends; a timed wait of a lock does not return under libfaketime."""
+    """Sleep, or until the program ends."""
+    _await(_ended.is_set, seconds)
+
+
+def _await(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for a condition, at most so long; a timed wait of a lock does not return under libfaketime."""
     until = time.monotonic() + seconds
-    while not _ended.is_set() and (left := until - time.monotonic()) > 0:
+    while not condition() and (left := until - time.monotonic()) > 0:
         time.sleep(min(0.05, left))
 
 
@@ -175,7 +181,7 @@ def hold_others() -> Any:
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != ours:
-            over.wait(_MAX_LEAD_S + MAX_SECONDS)
+            _await(over.is_set, _MAX_LEAD_S + MAX_SECONDS)
         return original(self, *args, **kwargs)
 
     def release() -> None:
@@ -189,8 +195,7 @@ def hold_others() -> Any:
 def end() -> None:
     """End a profile that runs: the program ends, which must not happen under a profiler."""
     _ended.set()
-    if _busy.acquire(timeout=_EXIT_S):
-        _busy.release()
+    _await(lambda: not _busy.locked(), _EXIT_S)
 
 
 def calls(since: float, until: float) -> list[list[Any]]:

@@ -1,10 +1,10 @@
 """The relay of a node: `relay.py await` waits for one command; `relay.py deliver TEXT`, run by the head, sends it.
 
-The launcher's ssh does not run its command on the node: it hands it over to the relay, which runs below the node's
+The launcher's ssh does not run its command on the node: it delivers it to the relay, which is a child of the node's
 supervisor. Therefore logs, exit code and `stop` work as for any other process of the job, and the command has the
 environment that the plan gave to the node, including secrets, which the launcher's ssh does not have.
 
-Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: the output of a dry run, pasted into bash, has no other modules.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def deliver(text: str) -> int:
 
 
 def is_disconnected() -> bool:
-    """Return whether the reader of our stdout has closed it: the ssh connection is gone.
+    """Return whether the reader of this process's stdout has closed it, because the ssh connection was lost.
 
     Returns
     -------

@@ -1,9 +1,9 @@
 """The rsh agent of a job's head: `rsh.py [OPTIONS] HOST COMMAND...` delivers the command to the relay of that node.
 
-`nodes.json` beside this file says how each host is reached; the launcher's own ssh options are ignored. A node without
-a relay (key `gate`) is this one: its command runs here, below the head.
+`nodes.json` beside this file has the ssh command for each host; the launcher's own ssh options are ignored. A node
+without a relay (key `gate`) is this one: its command runs here, as a child of the head.
 
-Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: the output of a dry run, pasted into bash, has no other modules.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main(args: list[str]) -> int:
         print(f"torchfab: {host} is not a node of this job", file=sys.stderr)
         return 255
     if command[0].startswith("pkill"):
-        # deepspeed stops its job by pkill, which would kill every deepspeed of this user. The relays end the processes
-        # below them.
+        # deepspeed stops its job by pkill, which would kill every deepspeed of this user. The relays end their own
+        # child processes instead.
         return 0
     # bin/ssh, which calls this program, must not be found again.
     os.environ["PATH"] = path_without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
         os.execvp(argv[0], argv)
     code = subprocess.call(argv)
     if code:
-        # Otherwise the head would wait for the other nodes, and they for this one, forever.
+        # Otherwise the head would wait for the other nodes forever, and they for this one.
         os.kill(head_pid(), signal.SIGTERM)
     return code
 

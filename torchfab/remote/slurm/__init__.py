@@ -1,1 +1,1 @@
-"""A job on a Slurm cluster, run where Slurm's commands are. Standard library only."""
+"""A job on a Slurm cluster; runs on a host that has Slurm's commands. Standard library only."""

@@ -19,8 +19,8 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        As for `torchfab.remote.slurm.job.status`; and `max_bytes`, how much to return of the logs of each node,
-        `search_s`, how long to search those of all nodes, in seconds.
+        As for `torchfab.remote.slurm.job.status`; and `max_bytes`, the number of bytes of the logs of each
+        node to return, `search_s`, how long to search those of all nodes, in seconds.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_node(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the evidence of each node. One host reads the logs of all, so each node has its part of the time."""
+    """Return the evidence of each node. One host reads the logs of all nodes, so each node gets a part of the time."""
     deadline, nodes, found = time.monotonic() + request["search_s"], request["nodes"], []
     for rank in range(nodes):
         search_s = max(0.0, deadline - time.monotonic()) / (nodes - rank)

@@ -66,7 +66,7 @@ def run(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S, env: dict[str, str] | 
     Raises
     ------
     SlurmError
-        It is missing, fails, or does not end in time.
+        The command is missing, fails, or does not end in time.
     """
     base = {name: value for name, value in os.environ.items() if not name.startswith(_UNSET_PREFIXES)}
     env = {**base, "LC_ALL": "C", **(env or {})}
@@ -100,16 +100,16 @@ def _error_text(program: str, stderr: str) -> str:
 _FIXES = (
     ("not found", "install Slurm's client, or name a host that has it with --login user@host"),
     ("configuration source", "set SLURM_CONF, or name a host of the cluster with --login user@host"),
-    ("contact slurm controller", "see whether the cluster is up: scontrol ping"),
-    ("invalid partition", "see which there are: sinfo -s"),
-    ("invalid account", "see yours: sacctmgr show associations user=$USER format=account,partition,qos"),
-    ("invalid qos", "see yours: sacctmgr show associations user=$USER format=account,partition,qos"),
-    ("node count", "ask for fewer --nodes, or see how many there are: sinfo -s"),
-    ("more processors", "ask for fewer --cpus-per-task, or see what nodes have: sinfo -N -l"),
-    ("node configuration", "no node has all of it; see what nodes have: sinfo -N -o '%N %c %m %G %f'"),
-    ("generic resource", "see which GPUs nodes have: sinfo -N -o '%N %G'"),
-    ("feature", "see which features nodes have: sinfo -N -o '%N %f'"),
-    ("time limit", "ask for less --time, or see what the partition allows: sinfo -s"),
+    ("contact slurm controller", "check that the cluster is up: scontrol ping"),
+    ("invalid partition", "list the partitions: sinfo -s"),
+    ("invalid account", "list yours: sacctmgr show associations user=$USER format=account,partition,qos"),
+    ("invalid qos", "list yours: sacctmgr show associations user=$USER format=account,partition,qos"),
+    ("node count", "request fewer --nodes, or check how many there are: sinfo -s"),
+    ("more processors", "request fewer --cpus-per-task, or check how many the nodes have: sinfo -N -l"),
+    ("node configuration", "no node has all of it; list the nodes' resources: sinfo -N -o '%N %c %m %G %f'"),
+    ("generic resource", "list the nodes' GPUs: sinfo -N -o '%N %G'"),
+    ("feature", "list the nodes' features: sinfo -N -o '%N %f'"),
+    ("time limit", "request less --time, or check the partition's limit: sinfo -s"),
 )
 
 
@@ -124,7 +124,7 @@ def suggest_fix(text: str) -> str:
     Returns
     -------
     str
-        Empty where the message itself is clear enough, or is not known.
+        Empty if the message itself is clear enough, or is not known.
     """
     return next((fix for sign, fix in _FIXES if sign in text.lower()), "")
 
@@ -225,7 +225,7 @@ def is_active(slurm: dict[str, Any]) -> bool:
     Returns
     -------
     bool
-        True also where the query has failed.
+        True also if the query has failed.
     """
     return "error" in slurm or (bool(slurm["state"]) and slurm["state"] not in FINAL | WAITING)
 
@@ -282,7 +282,7 @@ def look_for_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop(request: dict[str, Any]) -> dict[str, Any]:
-    """Cancel a job and wait until Slurm reports that nothing of it is left.
+    """Cancel a job and wait until Slurm reports that no process of it is left.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def _end_ranks(request: dict[str, Any], begun: float) -> None:
     deadline = begun + request["grace_s"]
     if _write_stop(request, begun, ranks_first=True):
         _await_ranks(request, deadline)
-    elif request["grace_s"] > KILL_WAIT_S:  # no supervisor, or a full disk; Slurm would kill before the deadline
+    elif request["grace_s"] > KILL_WAIT_S:  # no supervisor, or a full disk, or Slurm would kill before the deadline
         run("scancel", "--signal=TERM", request["slurm_id"])
         await_end(request, deadline)
 
@@ -362,7 +362,7 @@ def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
     Returns
     -------
     dict
-        The last result of `query`; `state` is the error where that failed.
+        The last result of `query`; `state` is the error if the query failed.
     """
     while True:
         slurm = query(request["slurm_id"])

@@ -98,7 +98,7 @@ class Stream:
     def _reader(self, rank: int) -> Reader:
         if rank not in self.readers:
             folder = job.node_folder(self.request["folder"], rank)
-            # Its own offsets only: those of other nodes would become outdated here, and overwrite the current ones.
+            # Only the node's own offsets: those of other nodes would become outdated here and overwrite newer ones.
             offsets = {path: end for path, end in self.offsets.items() if path.startswith(f"{folder}/")}
             self.readers[rank] = Reader(folder, {**self.request, "offsets": offsets})
         return self.readers[rank]
@@ -180,7 +180,7 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
 
 
 def has_ended(job_status: dict[str, Any]) -> bool:
-    """Check whether, according to Slurm, nothing of the job runs or will run again.
+    """Check whether, according to Slurm, the job does not run and will not run again.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def has_ended(job_status: dict[str, Any]) -> bool:
     Returns
     -------
     bool
-        False also where Slurm cannot be queried.
+        False also if Slurm cannot be queried.
     """
     slurm = job_status["slurm"]
     return "error" not in slurm and (slurm["state"] in job.FINAL or not slurm["state"])

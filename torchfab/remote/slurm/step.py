@@ -1,4 +1,4 @@
-"""Handle a request on all nodes of a Slurm job, by a job step that runs beside its ranks in the job's own allocation.
+"""Handle a request on all nodes of a Slurm job, by a job step that runs beside the ranks in the job's own allocation.
 
 The nodes are reached through Slurm only. The step reads its request from, and writes its results to, a folder that they
 share.
@@ -45,7 +45,7 @@ def run(request: dict[str, Any], bundle: str, timeout_s: float) -> dict[str, Any
     if "error" in slurm:
         return {"problems": [{"what": slurm["error"], "fix": job.suggest_fix(slurm["error"])}]}
     if slurm["state"] != "RUNNING":
-        what = f"Slurm job {request['slurm_id']} does not run: {slurm['state'] or 'Slurm has forgotten it'}"
+        what = f"Slurm job {request['slurm_id']} does not run: {slurm['state'] or 'Slurm has purged its record'}"
         return {"problems": [{"what": what, "fix": ""}]}
     folder = os.path.join(request["folder"], f"step-{os.urandom(4).hex()}")
     job_files.make_private(folder)

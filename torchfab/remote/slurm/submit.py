@@ -1,4 +1,4 @@
-"""Submit a job to Slurm: check its requirements, make its folder, run sbatch; or roll the submission back."""
+"""Submit a job to Slurm: check its requirements, create its folder, run sbatch; or roll the submission back."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
-    """Make the job's folder and submit its file with sbatch.
+    """Create the job's folder and submit its file with sbatch.
 
     Parameters
     ----------
     request : dict
         `folder`, `text` (the sbatch file), `options` (names of the options that it sets), `spec`, `secrets`, `workdir`,
-        `script` (a path or None), `python` (empty: one that is not to be checked), `timeout_s`.
+        `script` (a path or None), `python` (empty: do not check the interpreter), `timeout_s`.
     bundle : str
         Source of node.py.
 
     Returns
     -------
     dict
-        `slurm_id`, or `problems`; after problems, nothing is left.
+        `slurm_id`, or `problems`; after problems, no folder and no job are left.
     """
     problems = _check(request)
     if problems:
@@ -47,7 +47,7 @@ def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
 
 
 def _check(request: dict[str, Any]) -> list[dict[str, str]]:
-    """Check here what the nodes will need, so that a job does not wait for days and then fail over a typing error."""
+    """Check the requirements of the nodes here, so that a job does not fail after days in the queue."""
     if shutil.which("sbatch") is None:
         fix = "install Slurm's client, or name a host that has it with --login user@host"
         return [{"what": "there is no sbatch here", "fix": fix}]
@@ -57,7 +57,7 @@ def _check(request: dict[str, Any]) -> list[dict[str, str]]:
         return [{"what": f"SLURM_CONF names {conf}, and there is no such file", "fix": fix}]
     workdir, python = request["workdir"], request["python"]
     if not os.path.isdir(workdir):
-        fix = "give one that all nodes share with --workdir"
+        fix = "name a directory that all nodes share with --workdir"
         return [{"what": f"the working directory {workdir} does not exist", "fix": fix}]
     script = os.path.join(workdir, request["script"] or "")
     problems = []

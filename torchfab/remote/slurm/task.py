@@ -1,4 +1,4 @@
-"""The task that srun starts on each node of a Slurm job: a supervisor that makes its spec from its command line."""
+"""The task that srun starts on each node of a Slurm job: a supervisor that writes its spec from its command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Supervise `argv` in this node's folder of the job.
 
-    The environment, which may contain secrets, is passed on and written nowhere.
+    The environment, which may contain secrets, is passed on and not written to any file.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def exit_code(code: int) -> int:
     Returns
     -------
     int
-        `code` where no rank has failed.
+        `code` if no rank has failed.
     """
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     nodes = int((job_files.read_json(os.path.join(job_folder, job.SPEC)) or {}).get("nodes", 0))

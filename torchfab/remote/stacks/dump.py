@@ -1,6 +1,6 @@
 """Stack dumps of a job's ranks on this node, of all ranks at once: by py-spy, else by a signal to faulthandler.
 
-The ranks are descendants of their supervisor, not of this process, so py-spy needs the right to ptrace them.
+The ranks are descendants of their supervisor, not of this process, so py-spy needs permission to ptrace them.
 """
 
 from __future__ import annotations
@@ -46,17 +46,16 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node.
     request : dict
-        `ranks` (which ones; None: all; an empty list: only the collectives, those of all ranks), `native`,
-        `timeout_s` (for each rank), `signal` (name of the signal that
-        faulthandler handles; empty: send none), and `program`: py-spy itself, as `pyspy.unpack` takes it; empty: not
-        available; or `copy`: the path of a py-spy that was sent. If neither is given and none is found, the answer
-        holds `wants`, and nothing else was done.
+        `ranks` (which ones; None: all; an empty list: only the collectives, of all ranks), `native`,
+        `timeout_s` (for each rank), `signal` (name of the signal that faulthandler handles; empty: send none), and
+        `program`: py-spy itself, as `pyspy.unpack` takes it; empty: not available; or `copy`: the path of a py-spy
+        that was sent. If neither is given and none is found, the answer contains `wants`, and nothing else was done.
 
     Returns
     -------
     dict
         `ranks`: one entry each, as `_entry` makes it, with `threads` (main thread first), `by`, `problem`; `spy`:
-        where py-spy was found; `rights`: the settings that decide whether py-spy may ptrace; `machine`; `collectives`:
+        path of py-spy; `rights`: the settings that decide whether py-spy may ptrace; `machine`; `collectives`:
         as `recorder.collectives` returns them.
     """
     entries = targets(folder, request["ranks"])
@@ -151,7 +150,7 @@ def _program(pid: int) -> str:
 
 
 def _interpreter_folders(pid: int, spec: dict[str, Any]) -> list[str]:
-    """Return the folders of the interpreter, by its name in argv and by its real path: py-spy may lie there."""
+    """Return the folders of the interpreter, by its name in argv and by its real path: py-spy may be in them."""
     paths = [*spec.get("argv", ())[:1], *procfs.command_line(pid)[:1], _program(pid)]
     return [os.path.dirname(path) for path in paths if path.startswith("/")]
 
@@ -181,7 +180,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def _add_probed(running: list[dict[str, Any]], probed: list[dict[str, Any]]) -> None:
-    """Add the stacks that the ranks' probes gave where py-spy gave none; it needs no right to ptrace."""
+    """Add the stacks from the ranks' probes, which need no ptrace permission, for ranks that py-spy could not read."""
     stacks = {each["pid"]: each["stack"] for each in probed}
     for entry in running:
         if not entry["threads"] and (frames := stacks.get(entry["pid"])):

@@ -1,6 +1,6 @@
 """Stack dumps by Python's faulthandler: send its signal, wait for the dump in the log, and parse it.
 
-The signal goes only to processes that catch it: it would kill any other.
+The signal is sent only to processes that catch it, because it would kill others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_signal(state: str, caught: int, name: str) -> str:
     Parameters
     ----------
     state : str
-        Its state; a stopped process would handle the signal later, after we gave up waiting.
+        Its state; a stopped process would handle the signal too late.
     caught : int
         The mask of signals that it catches: SigCgt of /proc/PID/status.
     name : str

@@ -1,4 +1,4 @@
-"""py-spy on a node: find an installed copy or unpack one that was sent, and run it for all ranks at once."""
+"""py-spy on a node: find an installed copy or unpack a copy that was sent, and run it for all ranks at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def find(beside: list[str]) -> tuple[str, str]:
     str
         Its path; empty if it is not installed.
     str
-        Where it was found, in words; empty if it is not installed.
+        A description of its location; empty if it is not installed.
     """
     for folder in dict.fromkeys(beside):
         path = os.path.join(folder, NAME)
@@ -59,7 +59,7 @@ def unpack(program: str, folder: str) -> str:
     Returns
     -------
     str
-        Its path; empty if it runs from no folder.
+        Its path; empty if it cannot run from any folder.
     """
     for parent in (os.environ.get("TMPDIR") or "/tmp", "/dev/shm", folder):
         own = os.path.join(parent, f"torchfab-{os.urandom(6).hex()}")

@@ -25,7 +25,7 @@ def save(record: Record, snapshot: JobSnapshot) -> None:
     ----------
     record : Record
         The job.
-    snapshot : Seen
+    snapshot : JobSnapshot
         The state to save.
     """
     path = record.folder / _END
@@ -43,7 +43,7 @@ def load(record: Record) -> tuple[JobSnapshot, float] | None:
 
     Returns
     -------
-    tuple of Seen and float, optional
+    tuple of JobSnapshot and float, optional
         The state, and when the job was stopped, in seconds since the epoch; None if nothing is saved.
     """
     try:

@@ -4,7 +4,7 @@ Only this module imports the official client: the import takes half a second.
 """
 
 # mypy: allow-untyped-calls
-# (The client has types, but not for all.)
+# (The client is typed only in part.)
 from __future__ import annotations
 
 import json
@@ -101,7 +101,7 @@ def detect_scope(context: str, namespace: str) -> ClusterScope:
     try:
         known, current = _contexts(path)
     except Exception as error:  # the client raises many exception types for a file that is not a kubeconfig
-        raise UsageError(f"{path} is no kubeconfig: {_one_line(error)}", "kubectl config view") from None
+        raise UsageError(f"{path} is not a kubeconfig: {_one_line(error)}", "kubectl config view") from None
     name, names = context or current, ", ".join(sorted(known)) or "none"
     if not name:
         raise UsageError(f"{path} has no current context", f"choose one with --context; its contexts: {names}")
@@ -133,7 +133,7 @@ class Cluster:
 
     Parameters
     ----------
-    place : ClusterScope
+    scope : ClusterScope
         The cluster and the namespace.
     timeout_s : float
         Seconds to wait for a connection, and for an answer.
@@ -149,7 +149,7 @@ class Cluster:
         self.timeout_s = timeout_s
         self.redact: Redact | None = None  # set after the pods of a job were listed
         settings = client.Configuration()
-        settings.retries = False  # callers know better which request to retry
+        settings.retries = False  # callers decide which requests to retry
         settings.connection_pool_maxsize = 128
         try:
             self._load(settings)
@@ -382,7 +382,7 @@ class Cluster:
     def _unreachable(self, error: Exception) -> ClusterError:
         problem = f"cannot reach the cluster at {self.server}: {_cause(error)}"
         return ClusterError(
-            problem, f"see whether the context {self.scope.context!r} is the right one, and the network"
+            problem, f"check that the context {self.scope.context!r} is the right one, and that the network is up"
         )
 
     def _rejection(self, status: int, body: bytes, path: str) -> ClusterError:
@@ -398,13 +398,13 @@ def _describe_rejection(status: int, message: str, path: str, place: ClusterScop
     if status == 401:
         return f"the cluster does not accept your credentials: {message}", f"log in again for context {place.context!r}"
     if status == 403:
-        return f"the cluster refuses: {message}", "ask for that right, or choose another --namespace or --context"
+        return f"the cluster refuses: {message}", "ask for that permission, or choose another --namespace or --context"
     if status == 404 and message.startswith("namespaces "):
         return f"there is no namespace {place.namespace!r}", "choose another --namespace, or another --context"
     if status == 404 and "jobset" in path:
-        return "this cluster has no JobSets", "leave --jobset out, or have the JobSet controller installed"
+        return "this cluster has no JobSets", "omit --jobset, or have the JobSet controller installed"
     if status in (429, 500, 502, 503, 504):
-        return f"the cluster is busy or in trouble ({status}): {message}", "try again later"
+        return f"the cluster is overloaded or faulty ({status}): {message}", "try again later"
     return f"the cluster refuses ({status}): {message}", ""
 
 

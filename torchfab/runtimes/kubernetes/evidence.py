@@ -1,8 +1,9 @@
-"""Evidence for `fab why` on Kubernetes: the last log lines of each rank, and the cluster's own reasons."""
+"""Evidence for `fab why` on Kubernetes: each rank's tracebacks and last log lines, and the cluster's own reasons."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive, reasons
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
 from torchfab.runtimes.kubernetes.log_lines import Line, PodLogReader
+from torchfab.runtimes.kubernetes.log_search import OpenLog, find_tracebacks
 from torchfab.runtimes.kubernetes.query import event_time
 from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, container_status, has_started, parse_time
 from torchfab.transport.fanout import fan_out
@@ -20,7 +22,7 @@ _UNREAD = "a pod does not show it"
 _TAIL_LINES = 400  # per rank
 _LONGEST_LINE = 1000
 _FANOUT = 32
-# Reasons of events about pods that were removed before they could fail, and what they are in a pod's own conditions.
+# Reasons of events about pods that were removed before they could fail, and the same reasons in a pod's conditions.
 _REMOVALS = {"Preempted": "PreemptionByScheduler", "TaintManagerEviction": "DeletionByTaintManager"}
 
 
@@ -33,7 +35,7 @@ def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job:
         None if the cluster holds no object of the job any more: read the archived logs.
     record : Record
         The job.
-    snapshot : Seen
+    snapshot : JobSnapshot
         The state of its objects.
     job : JobStatus
         The status that `job_status` derived from `snapshot`.
@@ -63,19 +65,42 @@ def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, 
     if not pods or not has_started(pods[-1]):
         return NodeEvidence(status, kernel_unread=_UNREAD)
     name, ranks = pods[-1]["metadata"]["name"], record.details["ranks_per_node"]
-    if cluster is None:
-        blocks: Iterable[bytes] = archive.load_log(record, name) or ()
-    else:
-        blocks = cluster.log(name, follow=False, tailLines=_TAIL_LINES * (ranks + 1))
-    reader = PodLogReader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
-    return NodeEvidence(status, _logs(name, reader.read_backlog(blocks)), kernel_unread=_UNREAD)
+    first_rank = status.node.rank * ranks
+
+    def open_log(**query: object) -> Iterable[bytes]:
+        if cluster is None:  # the archive is read whole
+            return archive.load_log(record, name) or ()
+        return cluster.log(name, follow=False, **query)
+
+    reader = PodLogReader(first_rank, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
+    lines = reader.read_backlog(open_log(tailLines=_TAIL_LINES * (ranks + 1)))
+    if len(lines) >= _TAIL_LINES:  # else this is all of the log
+        lines = [*_earlier_lines(open_log, first_rank, lines), *lines]
+    return NodeEvidence(status, _logs(name, lines), kernel_unread=_UNREAD)
+
+
+def _earlier_lines(open_log: OpenLog, first_rank: int, last: Sequence[Line]) -> list[Line]:
+    """Return the lines around tracebacks that are not among the last lines of their rank, a blank one before each."""
+    first_time: dict[object, float] = {}
+    for label, when, _ in last:
+        first_time.setdefault(label, when)
+    try:
+        windows = find_tracebacks(open_log, max(first_time.values()))
+    except ClusterError:  # the last lines are read already
+        return []
+    found: list[Line] = []
+    for window in windows:
+        reader = PodLogReader(first_rank, {"ranks": None, "grep": None, "lines": None})
+        own = [line for line in reader.new_lines([window]) if line[1] < first_time.get(line[0], math.inf)]
+        found += [[label, when, ""] for label, when in {line[0]: line[1] for line in reversed(own)}.items()] + own
+    return found
 
 
 # ---- pods that the cluster has removed
 
 
 def _removed(cluster: Cluster | None, snapshot: JobSnapshot, job: JobStatus) -> dict[str, SchedulerReason]:
-    """Return why the cluster removed pods, by node: its events remain for an hour after them."""
+    """Return why the cluster removed pods, by node: its events remain for an hour after the pods."""
     gone = {f"{status.node.label}-": status.node.label for status in job.nodes if _is_gone(status, snapshot)}
     if cluster is None or snapshot.job is None or not gone:
         return {}
@@ -106,7 +131,7 @@ def _as_lost(node: NodeEvidence, removed: Mapping[str, SchedulerReason]) -> Node
 
 
 def _deadline(job: Object | None) -> list[SchedulerReason]:
-    """Return the reason of a Job that the cluster ended because its time was over."""
+    """Return the reason of a Job that the cluster ended because its deadline had passed."""
     for condition in (job or {}).get("status", {}).get("conditions") or ():
         has_failed = condition["type"] == "Failed" and condition["status"] == "True"
         if has_failed and condition.get("reason") == "DeadlineExceeded":

@@ -51,7 +51,7 @@ class Follower:
     request : Mapping
         `follow`, `lines`, `ranks`, `grep`.
     cluster : Cluster, optional
-        The cluster; None for a stopped job of which only the archive is left.
+        The cluster; None for a stopped job, whose archive is read instead.
     nodes : sequence of Node
         The nodes to follow.
     """
@@ -202,7 +202,7 @@ class Follower:
                     self.queued.put(Lines(log.node, lines))
                 log.done = self.ended_at is not None or self._has_ended(log)
             except ClusterError as error:
-                log.done = error.status == 404  # the pod is deleted, and its log with it
+                log.done = error.status == 404  # the pod was deleted together with its log
                 if not lost and not log.done:
                     lost = True
                     self.queued.put(ContactLost(log.node, error))

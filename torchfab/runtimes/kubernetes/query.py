@@ -15,7 +15,7 @@ from torchfab.runtimes.kubernetes.redaction import ANNOTATION, Redact
 from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, has_started, index_of, parse_time
 from torchfab.transport.fanout import fan_out
 
-_MAX_WARNING_QUERIES = 16  # pods whose warnings are queried: further ones usually wait for the same
+_MAX_WARNING_QUERIES = 16  # number of pods whose warnings are queried: further pods usually wait for the same reason
 _FANOUT = 32
 
 
@@ -49,7 +49,7 @@ def load_snapshot(cluster: Cluster | None, record: Record, with_lines: bool) -> 
 
     Returns
     -------
-    tuple of Seen and float
+    tuple of JobSnapshot and float
         The state, and when the job was stopped, in seconds since the epoch; None if it was not stopped.
 
     Raises
@@ -79,7 +79,7 @@ def query_snapshot(cluster: Cluster, record: Record, with_lines: bool) -> JobSna
 
     Returns
     -------
-    Seen
+    JobSnapshot
         The state.
 
     Raises

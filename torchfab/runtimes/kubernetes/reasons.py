@@ -12,7 +12,7 @@ DISRUPTIONS = {
     "PreemptionByScheduler": "preempted by a pod of higher priority",
     "EvictionByEvictionAPI": "evicted, most likely because its machine is drained",
     "DeletionByTaintManager": "evicted because of its machine's state",
-    "DeletionByPodGC": "removed, as its machine is gone",
+    "DeletionByPodGC": "removed because its machine no longer exists",
     "TerminationByKubelet": "ended by its machine",
 }
 
@@ -41,7 +41,7 @@ def failure_reason(pod: Object, ended: Mapping[str, Any]) -> str:
             return f"{disruption}: {_sentence(condition.get('message', ''))}".rstrip(": ")
     if ended.get("reason") == "OOMKilled":
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
-        return "OOMKilled: it wanted more memory than " + (f"its limit of {limit}" if limit else "its machine has")
+        return "OOMKilled: it needed more memory than " + (f"its limit of {limit}" if limit else "its machine has")
     if status.get("reason"):
         return f"{status['reason']}: {_sentence(status.get('message', ''))}".rstrip(": ")
     if ended.get("reason") in ("ContainerCannotRun", "StartError"):
@@ -105,8 +105,8 @@ def waiting_state(pod: Object, waiting: Mapping[str, Any], warning: str) -> tupl
         detail = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
         return State.PENDING, f"the image {image} cannot be pulled: {message or reason}{detail}"
     if reason.endswith("Error"):
-        return State.PENDING, f"the container cannot be made: {message or reason}"
-    return State.STARTING, f"its container is being made{f': {warning}' if warning else ''}"
+        return State.PENDING, f"the container cannot be created: {message or reason}"
+    return State.STARTING, f"its container is being created{f': {warning}' if warning else ''}"
 
 
 def last_line(message: str) -> str:
@@ -127,7 +127,7 @@ def last_line(message: str) -> str:
 
 
 def _scheduling_problem(message: str) -> str:
-    """Return the scheduler's message (`0/3 nodes are available: 3 Insufficient …`), without its part on preemption."""
+    """Return the scheduler's message (`0/3 nodes are available: 3 Insufficient …`), without that about preemption."""
     return _sentence(message.partition(" preemption:")[0]) or "no machine is free"
 
 

@@ -58,7 +58,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     Raises
     ------
     TorchfabError
-        The cluster cannot be reached, or rejected an object; nothing is left there, unless the error says so.
+        The cluster cannot be reached, or rejected an object; no object remains unless the error says so.
     """
     details = submission.details
     cluster = Cluster(detect_scope(details["context"], details["namespace"]), record.settings.answer_timeout_s)
@@ -91,7 +91,7 @@ def _check_claims(cluster: Cluster, claims: Sequence[str]) -> None:
         except ClusterError as error:
             if error.status != 403:
                 raise
-            continue  # without the right to read claims, a pod may still use them
+            continue  # a user without permission to read claims may still mount them
         if there is None:
             where = f"namespace {cluster.scope.namespace}"
             raise UsageError(f"--pvc: there is no PersistentVolumeClaim {name} in {where}", "kubectl get pvc")
@@ -272,7 +272,7 @@ def _stop_report(node: Node, pods: Sequence[Object], left: Sequence[str], prefix
 
 def _archive(cluster: Cluster, record: Record, snapshot: JobSnapshot) -> None:
     if snapshot.job is None and not snapshot.pods:
-        return  # the objects were deleted before, by `fab stop` or another client
+        return  # the objects were already deleted, by `fab stop` or another client
     for pod in snapshot.pods:
         try:
             archive.save_log(record, pod["metadata"]["name"], cluster.log(pod["metadata"]["name"], follow=False))
@@ -328,7 +328,7 @@ def _is_ours(cluster: Cluster, kind: str, name: str, token: str) -> bool:
         found = cluster.get(kind, name)
     except ClusterError as error:
         if kind == "Secret" and error.status == 403:
-            return False  # a user without the right to read Secrets did not create one
+            return False  # a user without permission to read Secrets did not create one
         raise
     return found is not None and (found["metadata"].get("labels") or {}).get(ID_LABEL) == token
 
@@ -387,7 +387,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     kubectl_exec = (*_kubectl(cluster.scope), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
     command = shlex.join((*kubectl_exec, "py-spy", "dump", "--pid", "1", "--subprocesses"))
     needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
-    raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
+    raise TorchfabError("fab stacks does not support pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
 
 
 # ---- profile
@@ -504,7 +504,7 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
         kubectl = shlex.join(_kubectl(cluster.scope))
         pods = query_snapshot(cluster, record, with_lines=False).pods_of(0)
         pod = pods[-1]["metadata"]["name"] if pods else pod
-    except TorchfabError:  # the cluster does not answer: the lines are right all the same
+    except TorchfabError:  # the cluster does not answer: the commands are still valid
         pass
     raise UsageError(
         f"job {record.name} runs in pods, which ssh does not reach",

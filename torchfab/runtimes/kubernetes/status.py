@@ -127,7 +127,7 @@ def job_status(
     ----------
     nodes : sequence of Node
         The job's nodes.
-    snapshot : Seen
+    snapshot : JobSnapshot
         The state of its objects; of a stopped job, the archived state.
     details : Mapping
         Details of the record: `ranks_per_node`, `max_restarts`, `queue`.
@@ -240,7 +240,7 @@ def _without_pod(snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[S
             f"waits in the queue {queue} (Kueue has not admitted it)" if queue else "its Job is suspended",
         )
     warning = snapshot.warnings.get(snapshot.job["metadata"]["name"], "")
-    return State.PENDING, f"its pod cannot be made: {warning}" if warning else "its pod is not made yet"
+    return State.PENDING, f"its pod cannot be created: {warning}" if warning else "its pod is not created yet"
 
 
 def _ended_by_cluster(end: tuple[State, str]) -> tuple[State, str]:
@@ -248,7 +248,7 @@ def _ended_by_cluster(end: tuple[State, str]) -> tuple[State, str]:
 
 
 def _ended_by_deletion(pod: Object, ended: float | None) -> bool:
-    """Return whether a pod ended after its deletion was requested: its failure is then a consequence of that."""
+    """Return whether a pod ended after its deletion was requested: its failure is then a consequence."""
     meta = pod["metadata"]
     deadline = parse_time(meta.get("deletionTimestamp"))  # the end of its grace period
     return deadline is not None and (ended or deadline) >= deadline - (meta.get("deletionGracePeriodSeconds") or 0) - 1

@@ -70,7 +70,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     Raises
     ------
     TorchfabError
-        A check or Slurm rejected the job; it is rolled back.
+        A check or Slurm rejected the job; the submission is rolled back.
     """
     details, settings = submission.details, record.settings
     request = SlurmSubmitRequest(
@@ -86,7 +86,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
         answer = _send(record, session, request, settings.prepare_timeout_s + 10)
         _send(record, session, CommitRequest(), settings.answer_timeout_s)
     finally:
-        session.close()  # without `commit`, the other side rolls the submission back
+        session.close()  # without `commit`, the login node rolls the submission back
     return {"slurm_id": answer.slurm_id, "known_as": f"Slurm job {answer.slurm_id}"}
 
 
@@ -106,7 +106,7 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
     Raises
     ------
     UsageError
-        The job has no nodes yet, or no longer.
+        The job has no nodes yet, or does not have them any more.
     """
     found = status(record)
     if not found.nodes:
@@ -265,7 +265,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     """
     if unconfirmed := _unconfirmed(record):
         raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
-    # Slurm may take a while to start the step. One late node must not discard the answers of the others.
+    # Slurm may take a while to start the step. One late node must not make the answers of the others be discarded.
     timeout_s = record.settings.answer_timeout_s + _STEP_S + 2 * request["timeout_s"]
     session = _open(record)
     try:
@@ -334,17 +334,17 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
         One report for the whole job.
     """
     if _unconfirmed(record):
-        return (StopReport(Node(0, "Slurm"), summary="nothing of it was ever confirmed"),)
+        return (StopReport(Node(0, "Slurm"), summary="its submission was never confirmed"),)
     whole_job = Node(0, f"Slurm job {record.details['slurm_id']}")
     try:
         request = SlurmStopRequest(**_address(record), grace_s=grace_s)
         answer = _request(record, request, grace_s + 60 + record.settings.answer_timeout_s)
     except TorchfabError as error:
         return (StopReport(whole_job, error=error),)
-    summary = "was taken out of the queue" if answer.before in state.WAITING else ""
+    summary = "was removed from the queue" if answer.before in state.WAITING else ""
     killed, left = tuple(answer.killed), tuple(answer.left)
     if left:
-        summary = f"it was cancelled {answer.seconds:.0f} s ago, and Slurm is not done with it: {left[0]}"
+        summary = f"it was cancelled {answer.seconds:.0f} s ago, and Slurm has not ended it yet: {left[0]}"
     return (
         StopReport(
             whole_job,
@@ -424,7 +424,7 @@ class _CheckpointWatch:
 
 
 def watch_checkpoints(record: Record) -> CheckpointWatch:
-    """Return a watch of the files of the job's checkpoints, in folders that the login node shares with the nodes.
+    """Open a connection to the login node, which sees the job's checkpoints in folders shared with the nodes.
 
     Parameters
     ----------
@@ -440,7 +440,7 @@ def watch_checkpoints(record: Record) -> CheckpointWatch:
 
 
 def _no_answer(record: Record, said: str) -> HostError:
-    fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
+    fix = f"check that this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
     return HostError(said or "its task wrote no answer", fix)
 
 
@@ -507,7 +507,7 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
     request : Mapping
         `follow`, `lines`, `ranks`, `grep`: as `torchfab.remote.job.log_reader.Reader` takes them.
     nodes : sequence of Node, optional
-        Ignored: the one stream has all nodes.
+        Ignored: a single stream covers all nodes.
 
     Returns
     -------
@@ -536,7 +536,7 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
 
 
 class _JobLogs:
-    """What has been read of a job's logs: its request holds the offsets up to which each file is read."""
+    """Read position in a job's logs: its request holds the offset up to which each file is read."""
 
     def __init__(self, record: Record, request: Mapping[str, Any]) -> None:
         self.record = record
@@ -544,11 +544,16 @@ class _JobLogs:
         self.nodes: dict[int, Node] = {}
         self.is_done = False
 
-    def events(self, login: Node, update: SlurmLogsFrame | TorchfabError) -> Iterator[Event]:
-        """Yield the events of a frame, or of a lost connection to the login node."""
+    def events(self, login: Node, update: Sequence[SlurmLogsFrame] | TorchfabError) -> Iterator[Event]:
+        """Yield the events of new frames, or of a lost connection to the login node."""
         if isinstance(update, TorchfabError):
             yield ContactLost(login, update)
             return
+        for frame in update:
+            if not self.is_done:
+                yield from self._events_of(frame)
+
+    def _events_of(self, update: SlurmLogsFrame) -> Iterator[Event]:
         shown = update.end or update.seen
         if shown is not None:
             found = state.job_status(self.record, shown, time.time(), time.time())

@@ -15,7 +15,7 @@ _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEAD
 # Final states that Slurm itself causes, with their descriptions.
 _ENDS = {
     "TIMEOUT": "the time limit{limit} was reached",
-    "OUT_OF_MEMORY": "it used more memory than it had asked for (--sbatch-arg=--mem=... asks for more)",
+    "OUT_OF_MEMORY": "it used more memory than it had requested (--sbatch-arg=--mem=... requests more)",
     "NODE_FAIL": "a node failed",
     "PREEMPTED": "it was preempted by another job",
     "DEADLINE": "its deadline passed",
@@ -24,27 +24,27 @@ _ENDS = {
 }
 # Why a job is pending: the reasons from squeue's manual that users encounter. Other reasons are shown as they are.
 _REASONS = {
-    "None": "Slurm has not looked at it yet",
+    "None": "Slurm has not considered it yet",
     "Priority": "jobs with a higher priority are before it",
     "Resources": "waits for nodes to become free",
     "BeginTime": "may not begin before {start}",
     "Dependency": "waits for a job that it depends on",
-    "JobHeldUser": "held by its user; to let it go: scontrol release {id}",
+    "JobHeldUser": "held by its user; to release it: scontrol release {id}",
     "JobHeldAdmin": "held by an administrator",
     "Licenses": "waits for a license",
     "NodeDown": "a node that it needs is down",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition is inactive",
-    "PartitionConfig": "no node of its partition has what it asks for",
-    "PartitionNodeLimit": "asks for more nodes than its partition has, or than are up",
-    "PartitionTimeLimit": "asks for more time than its partition allows",
+    "PartitionConfig": "no node of its partition has the resources that it requests",
+    "PartitionNodeLimit": "requests more nodes than its partition has, or than are up",
+    "PartitionTimeLimit": "requests more time than its partition allows",
     "ReqNodeNotAvail": "a node that it needs is not available",
     "Reservation": "waits for its reservation",
     "InvalidAccount": "its account is not valid",
     "InvalidQOS": "its quality of service is not valid",
-    "BadConstraints": "no node has what it asks for",
+    "BadConstraints": "no node has the resources that it requests",
     "Prolog": "the nodes are being prepared",
-    "Cleaning": "its former run is being cleaned up",
+    "Cleaning": "its previous run is being cleaned up",
     "JobLaunchFailure": "it could not be started",
     "launch_failed_requeued_held": "it could not be started, and is held; to try again: scontrol release {id}",
 }
@@ -118,7 +118,7 @@ def job_status(record: Record, answer: SlurmStatus, asked: float, answered: floa
     """
     slurm = answer.slurm
     if slurm.error:
-        return unreachable(record.min_nodes, f"Slurm cannot be asked: {slurm.error}")
+        return unreachable(record.min_nodes, f"Slurm cannot be queried: {slurm.error}")
     if slurm.state in WAITING:
         reason = pending_reason(slurm, record.details["slurm_id"])
         return JobStatus((), record.min_nodes, Verdict(State.PENDING, reason=reason))
@@ -134,7 +134,7 @@ def _node_status(each: SlurmNode, slurm: SlurmJob, asked: float, answered: float
     node = Node(each.rank, each.host or f"node-{each.rank}")
     if each.status is None:
         ended = slurm.state in _FAILED or slurm.state in ("COMPLETED", "CANCELLED", "")
-        return NodeStatus(node, State.LOST if ended else State.STARTING, "nothing was written there" if ended else "")
+        return NodeStatus(node, State.LOST if ended else State.STARTING, "nothing was recorded there" if ended else "")
     return status.from_answer(node, each.status, asked, answered)
 
 
@@ -144,14 +144,14 @@ def _verdict(slurm: SlurmJob, answer: SlurmStatus, nodes: tuple[NodeStatus, ...]
     if not state:
         return _purged(nodes, answer, folder)
     if state not in _FAILED and state not in ("COMPLETED", "CANCELLED"):
-        # While the job runs, its nodes know more than Slurm. Once it ends, only Slurm knows whether it is requeued.
+        # While the job runs, its nodes report more than Slurm. Once it ends, only Slurm reports whether it is requeued.
         return Verdict(State.RUNNING, reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
     asked_to_stop = answer.stop_asked is not None
     if state == "COMPLETED":
         return Verdict(State.SUCCEEDED, ended=True)
     has_failed_before = any(map(status.find_failures, nodes)) and not _stopped_first(nodes)
     if asked_to_stop and has_failed_before and state == "CANCELLED":
-        state = "FAILED"  # `wait` and --follow cancel what is left after a failure
+        state = "FAILED"  # `wait` and --follow cancel the rest of the job after a failure
     if state == "CANCELLED" or (state == "FAILED" and asked_to_stop and _stopped_first(nodes)):
         reason = "" if asked_to_stop else "it was cancelled with scancel, not with fab stop"
         return Verdict(State.STOPPED, ended=True, reason=reason)
@@ -192,7 +192,7 @@ def _stopped_first(nodes: tuple[NodeStatus, ...]) -> bool:
 
 
 def _failure_reason(nodes: tuple[NodeStatus, ...], answer: SlurmStatus, slurm: SlurmJob) -> str:
-    """Return the reason of a failure that no rank caused; empty if a rank caused it."""
+    """Return the reason of a failure that was not caused by a rank; empty if a rank caused it."""
     processes = [process for node in nodes for process in node.processes]
     warned = [process.warned for process in processes if process.warned]
     if warned:
@@ -209,11 +209,13 @@ def _limit(slurm: SlurmJob) -> str:
 
 def _purged(nodes: tuple[NodeStatus, ...], answer: SlurmStatus, folder: str) -> Verdict:
     if not answer.exists:
-        return Verdict(State.LOST, ended=True, reason=f"Slurm has forgotten the job, and {folder} is gone")
+        reason = f"Slurm has purged the job's record, and {folder} no longer exists"
+        return Verdict(State.LOST, ended=True, reason=reason)
     known = JobStatus(nodes, len(nodes))
     if nodes and known.state in (State.SUCCEEDED, State.FAILED, State.STOPPED):
         return Verdict(known.state, ended=True)
-    return Verdict(State.LOST, ended=True, reason="Slurm has forgotten the job, and not every node wrote down its end")
+    reason = "Slurm has purged the job's record, and not every node recorded its end"
+    return Verdict(State.LOST, ended=True, reason=reason)
 
 
 def _code(text: str) -> int | None:

@@ -11,7 +11,7 @@ from torchfab.transport.messages.job import JobRequest
 
 
 class CallFailure(Struct, frozen=True, kw_only=True):
-    """The exception of a rank: when it left the function, its type, message and traceback."""
+    """The exception that the function raised on a rank: time, type, message and traceback."""
 
     time: Time
     type: str
@@ -29,7 +29,7 @@ class RankOutcome(Struct, frozen=True, kw_only=True):
     files : dict of str to int
         Size in bytes of its pickled `result`, or of the exception (`failure`).
     failure : CallFailure, optional
-        None where the function has returned.
+        None if the function returned.
     """
 
     rank: Count
@@ -38,13 +38,13 @@ class RankOutcome(Struct, frozen=True, kw_only=True):
 
 
 class OutcomesAnswer(Struct, frozen=True):
-    """How the call ended on the ranks of a node; ranks that left nothing are missing."""
+    """How the call ended on the ranks of a node; ranks without a result are missing."""
 
     ranks: list[RankOutcome]
 
 
 class OutcomesRequest(JobRequest[OutcomesAnswer], frozen=True, tag="call_outcomes"):
-    """Ask how a function call ended on a node."""
+    """Query how a function call ended on a node."""
 
     ANSWER = OutcomesAnswer
 

@@ -8,7 +8,7 @@ from torchfab.core.bounded_types import Number, Time, Whole
 
 
 class StackFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A call, as a row of values; `source` is the text of the line where it is known."""
+    """A stack frame, as a row of values; `source` is the text of the line, if it is known."""
 
     function: str
     file: str
@@ -25,7 +25,7 @@ class GroupReport(Struct, frozen=True, array_like=True):
 
 
 class CallReport(Struct, frozen=True, array_like=True):
-    """A call of a collective; `frames` are those of the call, the innermost first, where they are known."""
+    """A call of a collective; `frames` is its stack, the innermost frame first, if it is known."""
 
     group: str
     number: Whole
@@ -45,13 +45,13 @@ class RankCollectives(Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     time : float
-        When they were asked for, in seconds since the epoch.
+        Time of the query, in seconds since the epoch.
     groups : list of GroupReport
         Its process groups.
     calls : list of CallReport
         Its latest calls.
     stack : list of StackFrame
-        Its main thread, the innermost frame first.
+        The stack of its main thread, the innermost frame first.
     """
 
     rank: Whole

@@ -12,7 +12,7 @@ from torchfab.core.bounded_types import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity, PackagesMark, SetupFacts
 
-# Empty where it is unknown: in a union with a literal text, msgspec applies the pattern to both.
+# Empty if it is unknown: in a union with a literal text, msgspec applies the pattern to both.
 Version: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9]{1,6}(\.[0-9]{1,6}){0,4})?\Z")]
 
 
@@ -63,7 +63,7 @@ class PythonEnvironment(Struct, frozen=True, kw_only=True):
 
 
 class SetupCheck(Struct, frozen=True, kw_only=True):
-    """What the commands of `--setup` have done, or why they failed, and how to fix it."""
+    """The effect of the `--setup` commands, or why they failed, and how to fix it."""
 
     facts: SetupFacts | None = None
     problem: str = ""
@@ -71,7 +71,7 @@ class SetupCheck(Struct, frozen=True, kw_only=True):
 
 
 class GpuHealth(Struct, frozen=True, kw_only=True):
-    """The health of a GPU: what is wrong (`sick`), how to repair it, and why it is slow; memory in MiB."""
+    """The health of a GPU: its faults (`sick`), how to repair them, and why it is slowed down; memory in MiB."""
 
     bus: str
     name: str
@@ -93,7 +93,7 @@ class GpusHealth(Struct, frozen=True, kw_only=True):
     devices : int
         Number of NVIDIA devices on the PCI bus.
     missing : bool
-        nvidia-smi is not installed.
+        Whether nvidia-smi is not installed.
     xids : list of str
         Xid errors of the kernel's log.
     xids_unread : str
@@ -166,9 +166,9 @@ class CodeDigest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     files : int, optional
         Number of files.
     digest : str
-        Of all files.
+        The digest of all files.
     whole : bool, optional
-        False if there was no time for all files.
+        False if the time limit did not suffice for all files.
     """
 
     by: str = ""
@@ -178,7 +178,7 @@ class CodeDigest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ListeningPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The port on which node 0 listens, with the greeting that it sends; or why it cannot."""
+    """The port on which node 0 listens, with the greeting that it sends; or why it cannot listen."""
 
     port: Port | None = None
     greeting: str = ""
@@ -186,7 +186,7 @@ class ListeningPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ProbeAnswer(Struct, frozen=True, kw_only=True):
-    """What a node found out about itself; a part that raised an exception is None, and named in `failed`."""
+    """The results of a node's checks of itself; a check that raised an exception is None, and named in `failed`."""
 
     machine: Machine | None = None
     setup: SetupCheck | None = None

@@ -1,4 +1,4 @@
-"""Messages of `env push`: make the environment of packages on a node."""
+"""Messages of `env push`: create a virtual environment on a node."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torchfab.transport.messages import Request
 
 
 class PushEnvAnswer(Struct, frozen=True, kw_only=True):
-    """The environment is there.
+    """The environment exists on the node.
 
     Parameters
     ----------
     made : bool
-        Whether it had to be made.
+        Whether it had to be created.
     tool : str
-        What made it: `uv` or `pip`.
+        The tool that created it: `uv` or `pip`.
     python : str
         Version of its Python.
     seconds : float
-        How long it took.
+        Duration, in seconds.
     """
 
     made: bool
@@ -30,20 +30,22 @@ class PushEnvAnswer(Struct, frozen=True, kw_only=True):
 
 
 class PushEnvRequest(Request[PushEnvAnswer], frozen=True, tag="push_env"):
-    """Make a virtual environment; see `torchfab.remote.host.package_environment`.
+    """Create a virtual environment; see `torchfab.remote.host.package_environment`.
 
     Parameters
     ----------
     folder, workdir : str
-        Absolute paths of the environment, and of the directory that paths in the list are relative to.
+        Absolute paths of the environment, and of the directory to which paths in the requirements are relative.
     python : str
-        The interpreter that makes it.
+        The interpreter that creates it.
     requirements : str
         The packages, as pip reads them.
     digest, source : str
-        Digest and name of the file that they come from.
+        Digest and name of the requirements file.
     timeout_s : float
         Time limit in seconds.
+    requires : str
+        Versions of Python that the project needs. Default: any.
     """
 
     folder: str
@@ -53,4 +55,5 @@ class PushEnvRequest(Request[PushEnvAnswer], frozen=True, tag="push_env"):
     digest: str
     source: str
     timeout_s: float
+    requires: str = ""
     ANSWER = PushEnvAnswer

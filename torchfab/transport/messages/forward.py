@@ -1,4 +1,4 @@
-"""Messages about ports on which programs of a node listen."""
+"""Messages about ports on which programs listen on a node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchfab.transport.messages import Request
 
 
 class Listener(Struct, frozen=True, kw_only=True):
-    """A port on which a process listens; the address is `localhost` if it listens on all."""
+    """A port on which a process listens; the address is `localhost` if it listens on all addresses."""
 
     port: Port
     address: str

@@ -12,7 +12,7 @@ from torchfab.transport.messages import AnswerType, Done, Problem, Request
 from torchfab.transport.messages.collectives import RankCollectives
 from torchfab.transport.messages.launch import StopReport
 
-LogLine: TypeAlias = tuple[Label, Time, str]  # label, when it was written, text
+LogLine: TypeAlias = tuple[Label, Time, str]  # label, time in seconds since the epoch, text
 
 
 class JobRequest(Request[AnswerType], Generic[AnswerType], frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class JobRequest(Request[AnswerType], Generic[AnswerType], frozen=True, kw_only=
     node_rank : int
         Rank of the node in the job.
     mask_key : str
-        Key of the digests by which the node hides the job's secrets.
+        Key of the digests by which the node redacts the job's secrets.
     """
 
     job_id: str
@@ -90,7 +90,7 @@ class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
     Parameters
     ----------
     send : bool
-        False: only report what the signal would do.
+        False: only report the effect that the signal would have.
     """
 
     signal: str
@@ -143,13 +143,13 @@ class LogsFrame(Struct, frozen=True, kw_only=True):
     lines : list of LogLine
         New lines, in the order in which they were written.
     offsets : dict, optional
-        How far each file is read: sent back when the stream is opened again.
+        The offset up to which each file is read; it is sent back when the stream is opened again.
     past : bool
-        All lines that existed when the stream was opened have been sent.
+        Whether all lines that existed when the stream was opened have been sent.
     failed : StatusReport, optional
-        A process has failed there while others run.
+        The status, if a process has failed there while others run.
     end : StatusReport, optional
-        The job has ended there, or the existing lines are read.
+        The status, if the job has ended there or all existing lines are read.
     problems : list of Problem
         Why the stream ended.
     """
@@ -168,7 +168,7 @@ class LogsRequest(JobRequest[LogsFrame], frozen=True, tag="logs"):
     Parameters
     ----------
     follow : bool
-        Continue until the job has ended there.
+        Whether to continue until the job has ended there.
     lines : int, optional
         Only the last lines of each file. None: all.
     ranks : list of int, optional
@@ -176,7 +176,7 @@ class LogsRequest(JobRequest[LogsFrame], frozen=True, tag="logs"):
     grep : str, optional
         Only lines that match this regular expression. None: all.
     offsets : dict, optional
-        How far the files were read before. Default: not at all.
+        The offsets up to which the files were read before. Default: none.
     """
 
     follow: bool
@@ -195,11 +195,11 @@ class LogPart(Struct, frozen=True, kw_only=True):
     text : str
         Whole lines.
     time : float
-        When they had been written, by the node's clock, in seconds since the epoch.
+        When they were written, by the node's clock, in seconds since the epoch.
     line : int
         The number of the first one in the file; 0 if it was not counted.
     gap : bool
-        Whether something before it is left out.
+        Whether text before it is left out.
     """
 
     text: str
@@ -209,9 +209,9 @@ class LogPart(Struct, frozen=True, kw_only=True):
 
 
 class LogTail(Struct, frozen=True, kw_only=True):
-    """What was found in a log file, and its end: in parts, or as one text without times of its own.
+    """The relevant parts of a log file, and its end: in parts, or as one text without times.
 
-    `unsearched` is how many bytes, after the first `unsearched_from`, were left out for lack of time.
+    `unsearched` is the number of bytes, after the first `unsearched_from`, that were left out for lack of time.
     """
 
     label: Label
@@ -233,20 +233,20 @@ class ErrorReport(Struct, frozen=True, kw_only=True):
 
 
 class ExitRecord(Struct, frozen=True, kw_only=True):
-    """What a supervisor recorded at the end of its process.
+    """The record that a supervisor wrote at the end of its process.
 
     Parameters
     ----------
     asked : str, optional
         Name of the signal that the supervisor got.
     killed, left : list of str
-        Processes that it had to kill, and that still ran.
+        Processes that it had to kill, and processes that still ran.
     error : str, optional
         Why the process was not started.
     oom_kills : int
         How often the kernel killed a process in its control group for lack of memory.
     peers : list of (int, str)
-        Ranks that it ended before its own end was requested: pid, and why (`torchfab.remote.job.peer_end`).
+        Ranks that the supervisor ended although no end was requested: pid, and reason (`torchfab.remote.job.peer_end`).
     """
 
     asked: str | None = None
@@ -275,7 +275,7 @@ class DiskSpace(Struct, frozen=True, kw_only=True):
 
 
 class JobEvidence(Struct, frozen=True, kw_only=True):
-    """What a job's folder shows about the end of the job."""
+    """The evidence in a job's folder about the end of the job."""
 
     logs: list[LogTail] = []
     reports: list[ErrorReport] = []
@@ -283,7 +283,7 @@ class JobEvidence(Struct, frozen=True, kw_only=True):
 
 
 class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
-    """The same, with what the node itself shows."""
+    """The evidence in the job's folder, and that of the node itself."""
 
     kernel: KernelLog = KernelLog(unread="the node itself was not queried")
     disks: list[DiskSpace] = []
@@ -305,7 +305,7 @@ class EvidenceRequest(JobRequest[EvidenceAnswer], frozen=True, tag="evidence"):
     Parameters
     ----------
     max_bytes : int
-        How much to return of its logs.
+        How many bytes of its logs to return.
     search_s : float
         How long to search them, in seconds.
     """

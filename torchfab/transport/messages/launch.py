@@ -18,9 +18,9 @@ class FileSystem(Struct, frozen=True, kw_only=True):
     at : str
         The directory that was measured: the nearest one above `path` that exists.
     token : str
-        Path of a file that the node made there, by which other nodes detect a shared directory; empty for none.
+        Path of a file that the node created there, by which other nodes detect a shared directory; empty for none.
     problem : str
-        Why the directory cannot be used; empty where it can.
+        Why the directory cannot be used; empty if it can.
     """
 
     path: str
@@ -44,18 +44,18 @@ class GpuProcess(Struct, frozen=True, kw_only=True):
 
 
 class QuickProbe(Struct, frozen=True, kw_only=True):
-    """What phase one checks in passing, for warnings.
+    """The results of the quick checks in phase one, from which warnings are made.
 
     Parameters
     ----------
     disk : FileSystem, optional
-        That of the jobs' folders.
+        The file system of the jobs' folders.
     script : str
         Digest of the script; empty for none.
     holders : list of GpuProcess
         Processes that use a GPU.
     launcher_variables : list of str
-        Names of variables of the login environment that belong to launchers; ranks do not get them.
+        Names of variables of the login environment that launchers set themselves; ranks do not inherit them.
     """
 
     disk: FileSystem | None = None
@@ -65,14 +65,14 @@ class QuickProbe(Struct, frozen=True, kw_only=True):
 
 
 class MachineIdentity(Struct, frozen=True, kw_only=True):
-    """Which machine a node is; see `torchfab.remote.host.identity`.
+    """The identity of a node's machine; see `torchfab.remote.host.identity`.
 
     Parameters
     ----------
     id : str
         Equal for two sessions on one machine.
     ssh_port : int, optional
-        The port of sshd by which the session came.
+        The sshd port through which the session was opened.
     """
 
     id: str
@@ -80,7 +80,7 @@ class MachineIdentity(Struct, frozen=True, kw_only=True):
 
 
 class PackagesMark(Struct, frozen=True, kw_only=True):
-    """From which list of packages `env push` made the environment of an interpreter.
+    """The list of packages from which `env push` created the environment of an interpreter.
 
     Parameters
     ----------
@@ -93,14 +93,14 @@ class PackagesMark(Struct, frozen=True, kw_only=True):
 
 
 class SetupFacts(Struct, frozen=True, kw_only=True):
-    """What the commands of `--setup` have done on a node.
+    """The effect of the `--setup` commands on a node.
 
     Parameters
     ----------
     shell : str
         The login shell that ran them.
     changed, removed : tuple of str
-        Names of the environment variables that they have set or changed, and removed.
+        Names of the environment variables that they set or changed, and of those that they removed.
     python : str
         The interpreter that the job uses because they put it first on PATH; empty for the job's own.
     """
@@ -112,7 +112,7 @@ class SetupFacts(Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):
-    """What a plan needs to know of a node; see `torchfab.core.specs.Facts`."""
+    """The facts about a node that a plan needs; see `torchfab.core.specs.Facts`."""
 
     folder: str
     hostname: str
@@ -145,7 +145,7 @@ class ProgramSpec(Struct, frozen=True, kw_only=True):
 
 
 class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
-    """Phase one: check the node, make the job's folder, and reserve a port. Nothing is started.
+    """Phase one: check the node, create the job's folder, and reserve a port. Nothing is started.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
 
 
 class BeforeAnswer(Struct, frozen=True):
-    """The hook has ended with 0."""
+    """The hook ended with exit code 0."""
 
 
 class BeforeRequest(Request[BeforeAnswer], frozen=True, tag="before"):
@@ -210,7 +210,7 @@ class BeforeRequest(Request[BeforeAnswer], frozen=True, tag="before"):
     Parameters
     ----------
     timeout_s : float
-        Seconds that it may take.
+        Time limit, in seconds.
     """
 
     command: str
@@ -246,7 +246,7 @@ class CommitAnswer(Struct, frozen=True):
 
 
 class CommitRequest(Request[CommitAnswer], frozen=True, tag="commit"):
-    """Let what was started begin, and keep what was prepared when the connection ends."""
+    """Release the started supervisors, and keep the job's folder when the connection ends."""
 
     ANSWER = CommitAnswer
 
@@ -259,11 +259,11 @@ class RankEnds(Struct, frozen=True, kw_only=True):
     ended, killed : int
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     seconds : float
-        How long the slowest of the former took.
+        Time that the slowest of the former took, in seconds.
     unfinished : int
-        How many of the killed ranks still handled the signal.
+        How many of the killed ranks were still in their signal handler.
     writing : list of str
-        The files that those had open for writing.
+        The files that these ranks had open for writing.
     """
 
     ended: Number = 0
@@ -274,7 +274,7 @@ class RankEnds(Struct, frozen=True, kw_only=True):
 
 
 class Cleared(Struct, frozen=True, kw_only=True):
-    """What a job had left outside its folder, and was removed.
+    """The files and folders that a job left behind outside its folder and that were removed.
 
     Parameters
     ----------
@@ -299,13 +299,13 @@ class StopReport(Struct, frozen=True, kw_only=True):
     killed, left : list of str
         Descriptions of those that had to be killed, and of those that still run.
     seconds : float
-        How long it took.
+        Duration, in seconds.
     rank_ends : RankEnds
         How its ranks ended.
     proof : {"", "cgroup", "proc"}
-        By which means the node knows that no other process is left; empty: it did not say.
+        The source that confirms that no other process is left; empty: not reported.
     cleared : Cleared
-        What was left outside the job's folder.
+        The removed files and folders outside the job's folder.
     """
 
     asked: Number

@@ -19,7 +19,7 @@ class GpuLoadProcess(Struct, frozen=True, kw_only=True):
 
 
 class GpuLoad(Struct, frozen=True, kw_only=True):
-    """The load of a GPU: percent, watts, MiB, degrees Celsius; None for what is not reported."""
+    """The load of a GPU: percent, watts, MiB, degrees Celsius; None for values that are not reported."""
 
     index: Whole
     name: str
@@ -35,7 +35,7 @@ class GpuLoad(Struct, frozen=True, kw_only=True):
 
 
 class HeldGpu(Struct, frozen=True, kw_only=True):
-    """A GPU that holds memory of an earlier attempt, in MiB, and who holds it."""
+    """A GPU that holds memory of an earlier attempt, in MiB, and the process that holds it."""
 
     index: Whole
     memory_mib: Number
@@ -49,7 +49,7 @@ class GpuMemoryAnswer(Struct, frozen=True):
 
 
 class GpuMemoryRequest(Request[GpuMemoryAnswer], frozen=True, tag="gpu_memory"):
-    """Find out which GPUs hold memory of an earlier attempt of a job; see `torchfab.remote.host.gpu_memory`."""
+    """Find the GPUs that hold memory of an earlier attempt of a job; see `torchfab.remote.host.gpu_memory`."""
 
     since: float
     devices: list[str]

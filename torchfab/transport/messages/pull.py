@@ -9,7 +9,7 @@ from torchfab.transport.messages import Request
 
 
 class FileMatch(Struct, frozen=True, kw_only=True):
-    """A path that a pattern stands for on a node.
+    """A path that a pattern matches on a node.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class FileMatch(Struct, frozen=True, kw_only=True):
     base : str
         The folder that the names are relative to.
     name : str
-        What matched.
+        The path that matched.
     files : list of tuple of str and int
         Names and sizes of the files below it.
     links : list of tuple of str
@@ -33,14 +33,14 @@ class FileMatch(Struct, frozen=True, kw_only=True):
 
 
 class FindFilesAnswer(Struct, frozen=True, kw_only=True):
-    """What patterns stand for on a node, and the paths that may not be read."""
+    """The files that patterns match on a node, and the paths without read permission."""
 
     matches: list[FileMatch]
     unreadable: list[str]
 
 
 class FindFilesRequest(Request[FindFilesAnswer], frozen=True, tag="find_files"):
-    """Find files by paths and patterns; relative ones begin at `workdir`."""
+    """Find files by paths and patterns; relative ones are relative to `workdir`."""
 
     workdir: str
     patterns: list[str]

@@ -1,4 +1,4 @@
-"""Messages about a command that runs on a node outside of any job."""
+"""Messages about a command that runs on a node and is not part of a job."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class RunEnd(Struct, frozen=True, kw_only=True):
     code : int, optional
         Its exit code, -n for signal n; None if it still runs.
     timed_out, stopped : bool
-        Whether it was ended: because its time was up, or because the launch machine wanted it.
+        Whether it was ended: because of its time limit, or at the request of the launch machine.
     seconds : float
-        How long it ran.
+        Duration, in seconds.
     dropped : int
         How many bytes of its output were left out.
     left : list of str
@@ -58,13 +58,13 @@ class RunRequest(Request[RunFrame], frozen=True, tag="run"):
     timeout_s : float
         When to end it, in seconds; 0: never.
     most_bytes : int
-        How much of each output stream to send: half from its begin, half from its end.
+        How many bytes of each output stream to send: half from its beginning, half from its end.
     setup : str
-        Commands that the login shell runs before, for their environment. Default: none.
+        Commands that the login shell runs first, for the environment that they set. Default: none.
     setup_timeout_s : float
-        Seconds that they may take.
+        Time limit of these commands, in seconds.
     python_is_default : bool
-        Whether a Python that they put first on PATH takes the place of `path`.
+        Whether a Python that they put first on PATH replaces `path`.
     """
 
     argv: list[str]

@@ -1,4 +1,4 @@
-"""Messages about a Slurm job, for the machine where Slurm's commands are."""
+"""Messages about a Slurm job, for the machine on which Slurm's commands run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchfab.transport.messages.stacks import StacksAnswer
 
 
 class SlurmJob(Struct, frozen=True, kw_only=True):
-    """Slurm's record of a job; `state` is empty where Slurm has purged it.
+    """Slurm's record of a job; `state` is empty if Slurm has purged it.
 
     Parameters
     ----------
     error : str
-        Why Slurm cannot be asked; empty if it can.
+        Why Slurm cannot be queried; empty if it can.
     why : str
         Its reason code.
     exit : str
@@ -97,7 +97,7 @@ class SlurmStatusRequest(SlurmRequest[SlurmStatus], frozen=True, tag="slurm_stat
 
 
 class SlurmEvidence(SlurmStatus, frozen=True, kw_only=True):
-    """The same, with the evidence in each node's folder and the output of the batch script."""
+    """The status of a Slurm job, the evidence in each node's folder, and the output of the batch script."""
 
     evidence: list[JobEvidence]
     batch: str
@@ -109,7 +109,7 @@ class SlurmEvidenceRequest(SlurmRequest[SlurmEvidence], frozen=True, tag="slurm_
     Parameters
     ----------
     max_bytes : int
-        How much to return of the logs of each node.
+        How many bytes of the logs of each node to return.
     search_s : float
         How long to search the logs of all nodes together, in seconds.
     """
@@ -175,7 +175,7 @@ class SlurmNodeSignals(Struct, frozen=True, kw_only=True):
 
 
 class SlurmSignalAnswer(Struct, frozen=True, kw_only=True):
-    """The signalled ranks of a Slurm job, and what srun said if it failed."""
+    """The signalled ranks of a Slurm job, and the output of srun if it failed."""
 
     nodes: list[SlurmNodeSignals] = []
     said: str = ""

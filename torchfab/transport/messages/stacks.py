@@ -36,7 +36,7 @@ class RankStackReport(Struct, frozen=True, kw_only=True):
 
 
 class PtraceRights(Struct, frozen=True, kw_only=True):
-    """The settings that decide whether py-spy may look into a process."""
+    """The settings that decide whether py-spy may read the memory of a process."""
 
     ptrace_scope: str = ""
     cap_sys_ptrace: bool = False
@@ -51,9 +51,9 @@ class StacksAnswer(Struct, frozen=True, kw_only=True):
     machine : str
         Its processor architecture.
     spy : str
-        Where py-spy was found; empty for none.
+        Path of py-spy; empty if there is none.
     wants : bool
-        Nothing was done: the node needs py-spy in `program` first.
+        Whether the node first needs py-spy in `program`; nothing was done then.
     """
 
     machine: str
@@ -70,7 +70,7 @@ class StacksRequest(JobRequest[StacksAnswer], frozen=True, tag="stacks"):
     Parameters
     ----------
     program : str, optional
-        py-spy itself; empty: not available; None: the node asks for it if it needs it.
+        py-spy itself; empty: not available; None: the node requests it if it needs it.
     """
 
     ranks: list[int] | None

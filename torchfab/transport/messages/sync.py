@@ -15,7 +15,7 @@ class WorkdirAnswer(Struct, frozen=True):
 
 
 class WorkdirRequest(Request[WorkdirAnswer], frozen=True, tag="workdir"):
-    """Test whether the working directory is shared, and make it if not."""
+    """Test whether the working directory is shared, and create it if it is not."""
 
     workdir: str
     token: str

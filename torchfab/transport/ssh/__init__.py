@@ -1,7 +1,7 @@
 """SSH: connections to nodes, and one interpreter on each for all phases of a command.
 
-`NodeGroup` has the connections of a command, `open_session` starts the program on one of them. `localhost` takes the
-same path through a local process. Who only needs connections does not load the messages of the program.
+`NodeGroup` has the connections of a command, `open_session` starts the program on one of them. `localhost` is
+served the same way by a local process. A caller that only needs connections does not load the program's messages.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _open_session(connection: NodeConnection, settings: ConnectionSettings) -> S
     from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
     from torchfab.transport.ssh.errors import explain
 
-    if connection.error is not None:  # ssh's configuration has no usable route to the host
+    if connection.error is not None:  # the ssh configuration has no usable route to the host
         login_log.log_no_session(connection, connection.error)
         raise connection.error
     is_local = connection.node.is_local

@@ -1,4 +1,4 @@
-"""The ssh agent that a host's configuration names, limited to the keys that it allows."""
+"""The ssh agent from a host's ssh configuration, limited to the keys that the configuration allows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _connect(path: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
-    except OSError as error:  # the agent is gone; OpenSSH ignores that, too
+    except OSError as error:  # the agent does not run any more; OpenSSH ignores that, too
         _log.debug("agent: none answers at %s: %s", path, error)
         connection.close()
         return None
@@ -70,7 +70,7 @@ def _connect(path: str) -> socket.socket | None:
 
 
 def agent_for(route: Route, keys: Sequence[str]) -> Agent:
-    """Connect to the agent for a host, as IdentityAgent and IdentitiesOnly ask for.
+    """Connect to the agent for a host, according to IdentityAgent and IdentitiesOnly.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def agent_for(route: Route, keys: Sequence[str]) -> Agent:
     Returns
     -------
     Agent
-        The agent; without keys where none runs.
+        The agent; it has no keys if none runs.
     """
     only_named = route.options.is_enabled("identitiesonly")
     allowed_keys = [blob for key in keys if (blob := _read_public_key(key))] if only_named else None
@@ -101,7 +101,7 @@ def _socket_path(route: Route) -> str:
 
 
 def _read_public_key(key: str) -> bytes:
-    """Return the public half of a key file, from the `.pub` file beside it; empty where there is none."""
+    """Return the public half of a key file, from the `.pub` file beside it; empty if there is none."""
     path = Path(key if key.endswith(".pub") else f"{key}.pub")
     try:
         return paramiko.pkey.PublicBlob.from_file(str(path)).key_blob

@@ -18,8 +18,8 @@ from torchfab.transport.ssh import step_timeout
 from torchfab.transport.ssh.errors import stalled
 from torchfab.transport.ssh.login import log_in, prepare
 
-# A process on `localhost` gets only these variables of this terminal's environment: those that a login would set. All
-# others are forwarded by name.
+# A process on `localhost` inherits only these variables of this terminal's environment: those that a login would set.
+# All others are forwarded by name.
 LOGIN_NAMES = (
     *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
@@ -27,7 +27,7 @@ LOGIN_NAMES = (
 _MOST_STDERR = 1 << 18
 _log = logging.getLogger(__name__)
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
-# How long a program on this machine may take to end after its stdin was closed: it undoes a half-finished launch.
+# How long a program on this machine may take to end after its stdin was closed: it rolls back an unfinished launch.
 _END_S = 30.0
 
 
@@ -67,7 +67,7 @@ class LocalChannel:
         while unsent:
             left_s = max(0.0, deadline - time.monotonic())
             if not _is_ready(self.stdin, select.POLLOUT, left_s):
-                raise HostError(f"torchfab's program here took nothing within {_END_S:g} s")
+                raise HostError(f"torchfab's program here read nothing within {_END_S:g} s")
             unsent = unsent[os.write(self.stdin.fileno(), unsent[: select.PIPE_BUF]) :]
 
     def read(self, timeout_s: float) -> bytes | None:
@@ -81,7 +81,7 @@ class LocalChannel:
         Returns
         -------
         bytes or None
-            At most 64 KiB; empty at the end of the output, None when the time is up.
+            At most 64 KiB; empty at the end of the output, None if nothing arrived in time.
         """
         return os.read(self.stdout.fileno(), 1 << 16) if _is_ready(self.stdout, select.POLLIN, timeout_s) else None
 
@@ -91,14 +91,14 @@ class LocalChannel:
         Returns
         -------
         tuple of int or None, and str
-            The exit code, and what the program wrote to stderr.
+            The exit code, and the program's stderr.
         """
         try:
             self.stdin.close()
         except OSError:  # the buffer still holds data that the program did not read
             pass
         code = self._wait()
-        os.set_blocking(self.stderr.fileno(), False)  # a process that it left running may hold the other end
+        os.set_blocking(self.stderr.fileno(), False)  # a process that it left running may hold the other end open
         return code, (self.stderr.read(_MOST_STDERR) or b"").decode(errors="replace")
 
     def _wait(self) -> int:
@@ -148,7 +148,7 @@ class SSHChannel:
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
         _log.debug("channel: open; starting the interpreter %s there", settings.agent_python)
         with self.timeout.at_most(connection.timeout_s, step_timeout.COMMAND):
-            # The only place where an argv becomes shell text: the login shell of the node reads it.
+            # The only place where an argv becomes shell text, because the login shell of the node parses it.
             self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
         _log.debug("interpreter: sshd runs the command")
 
@@ -187,7 +187,7 @@ class SSHChannel:
         Returns
         -------
         bytes or None
-            At most 64 KiB; empty at the end of the output, None when the time is up.
+            At most 64 KiB; empty at the end of the output, None if nothing arrived in time.
         """
         at_end = self.channel.closed or self.channel.eof_received
         if timeout_s <= 0 and not self.channel.recv_ready() and not at_end:
@@ -204,7 +204,7 @@ class SSHChannel:
         Returns
         -------
         tuple of int or None, and str
-            The exit code, None where the connection was lost without one; and what the program wrote to stderr.
+            The exit code, None if the connection was lost without one; and the program's stderr.
         """
         stderr = b""
         self.channel.settimeout(2)

@@ -61,7 +61,7 @@ class Option:
     location : str
         `file:line`.
     blocks : tuple of Block
-        All blocks that enclose the line: an Include may be inside of one.
+        All blocks that enclose the line: an Include may be inside a block.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Options:
     host : str
         The name of the host, as the user gave it.
     by_name : mapping of str to tuple of Option
-        By name in lower case; one option each, and all of them for the cumulative ones (IdentityFile).
+        By name in lower case: one option each, or all occurrences of a cumulative option (IdentityFile).
     """
 
     host: str
@@ -93,7 +93,7 @@ class Options:
         name : str
             The option, in lower case.
         default : str
-            Returned where the option is not set.
+            Returned if the option is not set.
 
         Returns
         -------
@@ -114,7 +114,7 @@ class Options:
         Returns
         -------
         tuple of str
-            Those of all lines for a cumulative option, else of the first line that applies.
+            The values of all lines for a cumulative option, else those of the first line that applies.
         """
         return tuple(value for option in self.by_name.get(name, ()) for value in option.values)
 
@@ -129,7 +129,7 @@ class Options:
         Returns
         -------
         bool
-            False also where it is not set.
+            False also if it is not set.
         """
         return self.value(name).lower() in ("yes", "true")
 
@@ -387,7 +387,7 @@ def _evaluate_match(block: Block, so_far: Options, client: ClientIdentity, final
             holds = final
         elif criterion in _CRITERIA and (value or args):
             value = value or args.pop(0)
-            holds = result and _evaluate_criterion(criterion, value, so_far, client)  # no exec after a mismatch
+            holds = result and _evaluate_criterion(criterion, value, so_far, client)  # no `exec` after a mismatch
         else:
             raise HostError(
                 f"{block.location}: Match {word} is not supported",
@@ -419,7 +419,7 @@ def tokens(options: Options, client: ClientIdentity) -> dict[str, str]:
     Parameters
     ----------
     options : Options
-        The options of the host, as far as they are known.
+        The options of the host that are known so far.
     client : ClientIdentity
         The local user and machine.
 
@@ -475,7 +475,7 @@ def expand(text: str, values: dict[str, str], option: str) -> str:
     def expansion(match: re.Match[str]) -> str:
         token = match[1]
         if token != "%" and token not in values:
-            raise HostError(f"%{token} is not supported in {option} {text}", "write what it stands for")
+            raise HostError(f"%{token} is not supported in {option} {text}", "write its value instead")
         return "%" if token == "%" else values[token]
 
     return re.sub(r"%(.?)", expansion, text, flags=re.DOTALL)
@@ -534,10 +534,10 @@ def seconds(text: str) -> float:
 
 _NO_SUPPORT: dict[str, tuple[tuple[str, ...], str]] = {
     "canonicalizehostname": (("no", "none", "false"), "give the whole name with HostName"),
-    "casignaturealgorithms": ((), "leave it out for these hosts: SHA-1 is refused anyway"),
-    "knownhostscommand": (("none",), "write what it prints into known_hosts; or fab trust"),
+    "casignaturealgorithms": ((), "omit it for these hosts: SHA-1 is rejected anyway"),
+    "knownhostscommand": (("none",), "add its output to known_hosts, or run fab trust"),
     "pkcs11provider": (("none",), "load its keys into an agent: ssh-add -s PROVIDER"),
-    "preferredauthentications": ((), "torchfab logs in with keys: have publickey in it"),
+    "preferredauthentications": ((), "torchfab logs in with keys: include publickey in it"),
     "proxyusefdpass": (("no", "false"), "use a ProxyCommand that passes the data on (ssh -W, nc)"),
     "pubkeyauthentication": (("yes", "true", "unbound", "host-bound"), "torchfab logs in with keys only"),
     "revokedhostkeys": (("none",), "write the keys into known_hosts: @revoked * KEY"),
@@ -548,7 +548,7 @@ _NO_SUPPORT: dict[str, tuple[tuple[str, ...], str]] = {
 def unsupported(options: Options) -> list[tuple[str, str]]:
     """Return the options that affect authentication or host keys and that torchfab does not support.
 
-    Options that affect only speed or comfort (ControlMaster, Compression, Ciphers, forwarding) are ignored.
+    Options that affect only speed or convenience (ControlMaster, Compression, Ciphers, forwarding) are ignored.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """An index over the options of ssh's configuration.
 
-With one block for each of 1000 hosts, the configuration is not searched 1000 times.
+If the configuration has a block for each of 1000 hosts, the index avoids 1000 searches through all of it.
 """
 
 from __future__ import annotations

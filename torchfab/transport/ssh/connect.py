@@ -37,7 +37,7 @@ def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> list[Nod
     Returns
     -------
     list of NodeConnection
-        In the order of the nodes. One of `localhost`, or without a usable route, cannot be opened.
+        In the order of the nodes. The connection of `localhost`, and one without a usable route, cannot be opened.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def _connection(
         connect_kwargs={
             **dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), timeout_s),
             "key_filename": [key for key in keys if os.path.isfile(key)],
-            "look_for_keys": False,  # `key_files` includes the default keys where none is configured
+            "look_for_keys": False,  # `key_files` includes the default keys if none is configured
         },
     )
     connection.route, connection.timeout_s, connection.keys, connection.client = route, timeout_s, keys, Client()
@@ -101,7 +101,7 @@ def hops(connection: Any) -> list[Any]:
     Returns
     -------
     list of Connection
-        Those to its jump hosts, the nearest to this machine first, then the host's own.
+        The connections to its jump hosts, the nearest to this machine first, then the host's own.
     """
     gateway = connection.gateway
     return [*(hops(gateway) if isinstance(gateway, Connection) else ()), connection]
@@ -118,7 +118,7 @@ def hop_label(connection: Connection) -> str:
     Returns
     -------
     str
-        Its name as configured, with the port unless that is 22.
+        Its name as configured, with the port unless it is 22.
     """
     route = connection.route
     assert route is not None
@@ -181,7 +181,7 @@ def fetch_host_key(connection: Connection) -> tuple[Rules, Any]:
 
 
 def close_connection(connection: Connection | None) -> None:
-    """Close a connection and those to its jump hosts, also one that failed: until then sshd counts it.
+    """Close a connection and those to its jump hosts. A failed one, too: until it is closed, sshd counts it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The classes of our connections: Fabric's, with a route of our own and the node that they reach."""
+"""Connection classes: Fabric's own, extended by a `Route` from ssh's configuration and by the node."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
     route : Route
         The route to the host; None for `localhost`, which is reached without ssh.
     error : HostError
-        Why ssh's configuration has no usable route to the host: `open` raises it.
+        The reason why ssh's configuration has no usable route to the host; `open` raises it.
     is_secured : bool
         Whether the host key policy is set.
     prepare : callable
-        What `open` calls first, unless it is secured: logs in to the jump hosts and sets the host key policy.
+        Called first by `open`, unless it is secured: logs in to the jump hosts and sets the host key policy.
     timeout_s : float
-        For each step of connecting.
+        Time limit of each step of connecting, in seconds.
     keys : tuple of str
         Paths of the private keys to log in with; some may not exist.
     proxy : ProxySocket
-        The socket to the ProxyCommand, where there is one.
+        The socket to the ProxyCommand, if there is one.
     step_timeout : StepTimeout
         The time limits of its steps; None until it is opened.
     """
@@ -110,7 +110,7 @@ class NodeConnection(Connection):
     node = Node(0, "")  # replaced at once; declared for Fabric, as above
 
     def _identity(self) -> Any:
-        # By Fabric's rule, two nodes on one host would be one key of a GroupResult.
+        # With Fabric's own identity, two nodes on one host would be one key of a GroupResult.
         return (self.node.rank, *super()._identity())
 
     def run(self, command: str, **kwargs: Any) -> Any:
@@ -121,7 +121,7 @@ class NodeConnection(Connection):
         command : str
             The command, as shell.
         **kwargs
-            As of `fabric.Connection.run`.
+            As for `fabric.Connection.run`.
 
         Returns
         -------
@@ -143,7 +143,7 @@ class ProxySocket(socket.socket):
     stderr : file
         A temporary file with its stderr.
     close_lock : threading.Lock
-        Held while the command is ended: paramiko's thread closes the socket, too.
+        Held while the command is being ended: paramiko's thread closes the socket, too.
     last_error : str
         The last line of stderr, or the exit code; set by `close`.
     """
@@ -157,8 +157,8 @@ class ProxySocket(socket.socket):
     def start(cls, command: str) -> ProxySocket:
         """Run a ProxyCommand as OpenSSH does, in the user's shell.
 
-        Ctrl-C in this terminal does not reach the command: after it, the connection is still needed to roll back a
-        half-finished launch on the nodes.
+        Ctrl-C in this terminal does not reach the command: the connection is still needed to roll back an unfinished
+        launch on the nodes.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ def new_config() -> Any:
 
 
 def unopened_connection(node: Node, error: HostError | None = None) -> NodeConnection:
-    """Return a connection that cannot be opened: of `localhost`, or of a host without a usable route.
+    """Return a connection that cannot be opened: for `localhost`, or for a host without a usable route.
 
     Parameters
     ----------

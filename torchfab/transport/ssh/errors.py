@@ -47,9 +47,9 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
 
 def _explain_penalty(where: str) -> HostError:
     return HostError(
-        f"{where} refuses this machine's address for a while: its sshd counts failed and unfinished logins "
+        f"{where} temporarily refuses this machine's address: its sshd counts failed and unfinished logins "
         "(PerSourcePenalties), and the penalty was not over after a minute",
-        "try again in some minutes; if it comes back: log in with a key that is accepted there (IdentityFile), or have "
+        "try again in a few minutes; if that fails: log in with a key that is accepted there (IdentityFile), or have "
         "this machine's address exempted (PerSourcePenaltyExemptList in its sshd_config)",
     )
 
@@ -60,7 +60,7 @@ def _explain_keys(error: Exception, connection: Any) -> HostError | None:
 
     host, port, user = connection.host, connection.port, connection.user
     if isinstance(error, paramiko.PasswordRequiredException):
-        return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
+        return HostError(f"a private key for {user}@{host} has a passphrase", "add it to your agent: ssh-add")
     if unreadable := _unreadable_keys(connection):
         return unreadable
     refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
@@ -91,19 +91,19 @@ def _explain_incompatible(error: Exception, where: str) -> HostError:
 
 
 def _explain_methods(connection: Any) -> HostError | None:
-    """Return the error for a server that wants something else than a key, or something else as well."""
+    """Return the error for a server that does not accept keys, or requires another method as well."""
     transport = connection.client.get_transport()
     allowed = getattr(transport, "allowed_methods", ())
     where = f"{connection.user}@{connection.host}"
     if getattr(transport, "accepted_partially", False):
         return HostError(
-            f"{where}: the key is accepted, but sshd requires {' and '.join(allowed)} as well",
-            "torchfab logs in with a key alone: allow that there for your address (Match Address ... "
-            "AuthenticationMethods publickey in sshd_config), or run it on a host behind that login",
+            f"{where}: the key is accepted, but sshd also requires {' and '.join(allowed)}",
+            "torchfab supports login by key alone: allow it there for your address (Match Address ... "
+            "AuthenticationMethods publickey in sshd_config), or run torchfab on a host behind that login",
         )
     if allowed and "publickey" not in allowed:
         return HostError(
-            f"{where}: sshd takes no keys there, only {' or '.join(allowed)}",
+            f"{where}: sshd accepts no keys there, only {' or '.join(allowed)}",
             "PubkeyAuthentication yes in its sshd_config, and then ssh-copy-id; torchfab logs in with keys",
         )
     return None
@@ -133,7 +133,7 @@ def _kind_of_key(path: str) -> tuple[str, str]:
 
 
 def _stalled_at(error: Exception, connection: Any, took_s: float) -> str:
-    """Return the step at which a host stalled after it had accepted the connection; empty where it did not stall.
+    """Return the step at which a host stalled after it had accepted the connection; empty if it did not stall.
 
     paramiko's errors are then "Error reading SSH protocol banner", "No existing session" or "Authentication timeout".
     """
@@ -154,7 +154,7 @@ def stalled(step: str, connection: Any, timeout_s: float) -> HostError:
     Parameters
     ----------
     step : str
-        A constant of `step_timeout`: what the host failed to do.
+        A constant of `step_timeout`: the action that the host did not complete.
     connection : Connection
         The connection to it.
     timeout_s : float
@@ -167,7 +167,7 @@ def stalled(step: str, connection: Any, timeout_s: float) -> HostError:
     """
     return HostError(
         f"no answer from {connection.host} port {connection.port} within {timeout_s:g} s: {step}",
-        "see there whether sshd is overloaded, and its log; a longer wait: fab -t SECONDS",
+        "check there whether sshd is overloaded, and read its log; to wait longer: fab -t SECONDS",
     )
 
 
@@ -186,7 +186,7 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
     if timed_out or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
             f"no answer from {where} within {connection.timeout_s:g} s",
-            "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
+            "check that the node is up and that no firewall blocks the connection; to wait longer: fab -t SECONDS",
         )
     if connection.proxy is not None:
         return HostError(
@@ -203,7 +203,7 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
 
 
 def _explain_refusal(causes: Sequence[Exception], where: str) -> HostError | None:
-    """Return the error for a name or an address that cannot be connected to; None where it is something else."""
+    """Return the error for a name or an address that cannot be connected to; None if the cause is something else."""
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return HostError(
             f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config"

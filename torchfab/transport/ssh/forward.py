@@ -24,7 +24,7 @@ from torchfab.transport.ssh.login import log_in, prepare
 
 LOOPBACK = "127.0.0.1"
 _PROHIBITED, _REFUSED = 1, 2  # reasons of a failed channel: RFC 4254, section 5.1
-_CHECK_S = 1.0  # how often to see whether the connection stands
+_CHECK_S = 1.0  # how often to check that the connection is up
 _BLOCK_BYTES = 1 << 15
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Tunnel:
     settings : ConnectionSettings
         How to reach it.
     address, port : str, int
-        Where to connect to from there.
+        The address and port to connect to from the node.
 
     Raises
     ------
@@ -107,7 +107,7 @@ class Tunnel:
 
     @property
     def stands(self) -> bool:
-        """Whether the connection to the node stands."""
+        """Whether the connection to the node is up."""
         return self.connection is None or bool(self.connection.transport.is_active())
 
     def connect(self) -> Any:
@@ -120,9 +120,9 @@ class Tunnel:
         Raises
         ------
         NothingListensError
-            Nothing listens there.
+            Nothing listens on the port.
         HostError
-            The node does not forward, or the connection was lost.
+            The node's sshd does not forward ports, or the connection was lost.
         """
         silent = NothingListensError(f"nothing listens on port {self.port} there")
         try:
@@ -147,12 +147,12 @@ class Tunnel:
 
 
 def serve(listener: socket.socket, tunnel: Tunnel, report: Callable[[HostError], None]) -> None:
-    """Carry every connection to the listener through the tunnel, until the tunnel breaks.
+    """Carry every connection to the listener through the tunnel, until the connection to the node is lost.
 
     Parameters
     ----------
     listener : socket
-        Of `listen`.
+        The result of `listen`.
     tunnel : Tunnel
         The tunnel.
     report : callable
@@ -171,7 +171,7 @@ def serve(listener: socket.socket, tunnel: Tunnel, report: Callable[[HostError],
             continue
         client.setblocking(True)
         threading.Thread(target=_carry, args=(client, tunnel, report), daemon=True).start()
-    raise HostError("the connection was lost", "see whether the node is still up, then run the command again")
+    raise HostError("the connection was lost", "check that the node is still up, then run the command again")
 
 
 def _carry(client: socket.socket, tunnel: Tunnel, report: Callable[[HostError], None]) -> None:
@@ -192,11 +192,11 @@ def _carry(client: socket.socket, tunnel: Tunnel, report: Callable[[HostError], 
 
 
 def _pump(source: Any, target: Any) -> None:
-    """Copy bytes until the source ends, then tell the target so."""
+    """Copy bytes until the end of the source, then close the target for writing."""
     try:
         while data := source.recv(_BLOCK_BYTES):
             target.sendall(data)
-    except (OSError, EOFError):  # the other side is gone
+    except (OSError, EOFError):  # the other side has closed the connection
         pass
     try:
         if isinstance(target, socket.socket):

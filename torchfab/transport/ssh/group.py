@@ -5,7 +5,7 @@
     results = group.map(act)                                all, as a fabric.GroupResult
     group.run("uname -r")                                   what every Fabric group can do
 
-`torchfab.transport.fanout` has the threads.
+`torchfab.transport.fanout` runs the threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no types
-    """A `fabric.ThreadingGroup` of our connections, with a bounded number of threads.
+    """A `fabric.ThreadingGroup` of `NodeConnection`s, with a bounded number of threads.
 
     Fabric's own group starts a thread for every member. Here at most `limit` threads work, or up to 4 times as many
     while no host responds. Create it before any thread is started.
@@ -105,7 +105,7 @@ class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no
         return results
 
     def _do(self, method: str, *args: Any, **kwargs: Any) -> GroupResult:
-        # The method through which `run`, `sudo`, `put` and `get` of every Fabric group go.
+        # `run`, `sudo`, `put` and `get` of every Fabric group call this method.
         results = self.map(lambda connection: getattr(connection, method)(*args, **kwargs))
         if results.failed:
             raise GroupException(results)

@@ -25,7 +25,7 @@ class Certificate:
     kind : int
         1 for a user certificate, 2 for a host certificate.
     key_id : str
-        The identifier that the authority gave it.
+        The identifier that the certificate authority assigned.
     principals : tuple of str
         The host names that it is valid for; empty for all.
     valid_after, valid_before : int
@@ -108,7 +108,7 @@ def rejection_reason(certificate: Certificate, host: str, now: float) -> str:
     Returns
     -------
     str
-        The reason; empty where the certificate is valid for the host.
+        The reason; empty if the certificate is valid for the host.
     """
     if certificate.kind != _HOST:
         return "it is a user's, not a host's"

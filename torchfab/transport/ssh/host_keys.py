@@ -1,4 +1,4 @@
-"""Check host keys as OpenSSH does: a key that is not known is rejected. Fabric itself would accept any key.
+"""Check host keys as OpenSSH does: an unknown key is rejected. Fabric itself would accept any key.
 
 `known_hosts` reads the files; this module tells paramiko which key types to request, and accepts or rejects the key
 that a server presents.
@@ -311,12 +311,12 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
             return
         try:
             known_hosts.append(self.rules.first_file, [self.rules.line_for(key)])
-        except OSError as error:  # as OpenSSH, which continues
+        except OSError as error:  # as OpenSSH does, which continues
             self.warn(f"{self.rules.host}: its key cannot be written to {self.rules.first_file}: {error.strerror}")
 
 
 def _describe_verdict(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> str:
-    """Return what known_hosts has about a key, for the debug log."""
+    """Describe a key's status in known_hosts, for the debug log."""
     subject = f"{fingerprint(key)} for {rules.name}"
     if verdict.line is not None:
         words = {"known": "is known from", "changed": "is not the key of", "revoked": "is revoked by"}
@@ -344,12 +344,12 @@ def rejection(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
     """
     presented, where = fingerprint(key), f" ({verdict.line.location})" if verdict.line else ""
     if verdict.status == "revoked":
-        fix = "it is not to be trusted any more: the host needs a new key, or the line is wrong"
+        fix = "it must not be trusted any more: give the host a new key, or correct the line"
         return HostError(f"its host key is REVOKED{where}: {presented}", fix, rules.host)
     if verdict.status == "changed":
         return HostError(
-            f"its host key has CHANGED: it now shows {presented}, another one is known{where}",
-            "somebody may be listening in; if you know why it changed: "
+            f"its host key has CHANGED: it now presents {presented}, another one is known{where}",
+            "the connection may be intercepted; if you know why the key changed: "
             f"{forget_command(rules, verdict)}, then fab trust",
             rules.host,
         )
@@ -364,7 +364,7 @@ def forget_command(rules: Rules, verdict: Verdict) -> str:
     rules : Rules
         The rules for the host.
     verdict : Verdict
-        With the line that has the old key.
+        The verdict with the line that has the old key.
 
     Returns
     -------
@@ -378,8 +378,8 @@ def forget_command(rules: Rules, verdict: Verdict) -> str:
 def _trust_command(rules: Rules) -> str:
     if not rules.user_files:
         return "ssh's configuration has UserKnownHostsFile none for it: name a file there; then: fab trust"
-    if rules.alias or not rules.direct:  # ssh-keyscan supports neither an alias nor a jump host
-        return f"if that is the key of {rules.host}: fab trust, which asks all hosts at once"
+    if rules.alias or not rules.direct:  # ssh-keyscan supports neither aliases nor jump hosts
+        return f"if that is the key of {rules.host}: fab trust, which queries all hosts at once"
     keyscan = f"ssh-keyscan -p {rules.port} {rules.host} >> {shlex.quote(rules.first_file)}"
     return f"if that is the key of {rules.host}: {keyscan}; or, for all hosts at once: fab trust"
 
@@ -390,7 +390,7 @@ def _trust_command(rules: Rules) -> str:
 def requested_algorithms(lines: Sequence[Line], algorithms: str = "") -> tuple[str, ...]:
     """Return the host key algorithms to request from a server, in the order in which OpenSSH prefers them.
 
-    Certificates are requested only where an authority is known: otherwise they prove no more than their keys.
+    Certificates are requested only if an authority is known: otherwise they prove no more than their keys.
 
     Parameters
     ----------
@@ -402,7 +402,7 @@ def requested_algorithms(lines: Sequence[Line], algorithms: str = "") -> tuple[s
     Returns
     -------
     tuple of str
-        Empty where `algorithms` leaves none that paramiko supports.
+        Empty if `algorithms` allows none that paramiko supports.
     """
     plain: tuple[str, ...] = paramiko.Transport._preferred_keys  # type: ignore[attr-defined]
     known = {line.kind for line in lines if not line.marker}
@@ -425,7 +425,7 @@ def _key_type(algorithm: str) -> str:
 
 
 def transport_factory(rules: Rules) -> Callable[..., Transport]:
-    """Return a factory of transports that request the key types that are known of a host.
+    """Return a factory of transports that request the key types known for a host.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from typing import Literal
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.transport.ssh import patterns
 
-try:  # 2000 salted names are hashed for each of 64 hosts: hashlib's OpenSSL objects are twice as slow to copy
+try:  # 2000 salted names are hashed for each of 64 hosts; hashlib's OpenSSL objects are twice as slow to copy
     from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]
 except ImportError:
     from hashlib import sha1
@@ -62,10 +62,10 @@ class Verdict:
 
     Parameters
     ----------
-    standing : str
+    status : str
         `known`, `new`, `changed` or `revoked`.
     line : Line, optional
-        The line that decided it; None for a new key.
+        The line that determined the status; None for a new key.
     """
 
     status: KeyStatus
@@ -74,7 +74,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _RawLine:
-    """A line whose key is not parsed yet: of thousands of lines, few are ever used."""
+    """A line whose key is not parsed yet: only a few of thousands of lines are ever used."""
 
     path: str
     number: int
@@ -178,7 +178,7 @@ def names_match(names: str, name: str) -> bool:
     Returns
     -------
     bool
-        True where a pattern matches and none excludes it.
+        True if a pattern matches and none excludes it.
     """
     return patterns.matches(names.lower().split(","), name)
 
@@ -196,7 +196,7 @@ def read(paths: Sequence[str]) -> tuple[KnownFile, ...]:
     tuple of KnownFile
         Those that exist.
     """
-    with _READ_LOCK:  # concurrent threads wait for the first one, which fills the cache
+    with _READ_LOCK:  # other threads wait for the first one, which fills the cache
         return tuple(_read(path, stamp) for path in paths if (stamp := _stamp(path)))
 
 
@@ -213,7 +213,7 @@ def _read(path: str, stamp: tuple[int, int, int]) -> KnownFile:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return KnownFile(path, file.read())
-    except OSError:  # as OpenSSH: a file that cannot be read counts as empty
+    except OSError:  # as in OpenSSH, a file that cannot be read counts as empty
         return KnownFile(path, "")
 
 
@@ -288,14 +288,14 @@ def hashed(name: str, salt: bytes) -> str:
 def append(path: str, lines: Sequence[str]) -> None:
     """Append lines to a known_hosts file in one write, so that no other process sees an incomplete line.
 
-    The file and its directory are created where they are missing, accessible to their owner only.
+    The file and its directory are created if they are missing, accessible to their owner only.
 
     Parameters
     ----------
     path : str
         The file.
     lines : sequence of str
-        Without line ends.
+        The lines, without line ends.
 
     Raises
     ------

@@ -39,7 +39,7 @@ def log_in(connection: Any) -> StepTimeout:
     started = time.monotonic()
 
     def attempt() -> None:
-        # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
+        # TCP, handshake and login have timeouts of their own, but the login's applies to each key that is tried.
         timeout.failed_step = ""
         with timeout.at_most(3 * connection.timeout_s):
             try:

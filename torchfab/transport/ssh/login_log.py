@@ -1,4 +1,4 @@
-"""The lines of the debug log about a whole login: by which route it goes, and at which step it failed."""
+"""The debug log of a login: its route, and the step at which it failed."""
 
 from __future__ import annotations
 

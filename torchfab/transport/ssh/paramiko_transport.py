@@ -40,7 +40,7 @@ class _Packets(Packetizer):
     Attributes
     ----------
     lines : list of str
-        What the server has sent before the key exchange: its banner, or why it refuses.
+        The lines that the server sent before the key exchange: its banner, or why it refuses.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -94,17 +94,17 @@ class Transport(paramiko.Transport):
     _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
 
     def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
-        self.allowed_methods: tuple[str, ...] = ()  # what the server lets log in with, where it does not take keys
-        self.accepted_partially = False  # it took a key, and wants something else as well
+        self.allowed_methods: tuple[str, ...] = ()  # the methods that the server accepts, if it does not accept keys
+        self.accepted_partially = False  # it accepted a key, and requires another method as well
         self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
         self.log_host = current_host()
-        if type(sock) is socket.socket and _log.isEnabledFor(logging.DEBUG):  # else a jump host or a ProxyCommand
+        if type(sock) is socket.socket and _log.isEnabledFor(logging.DEBUG):  # no jump host or ProxyCommand
             (peer, port, *_), (own, own_port, *_) = sock.getpeername(), sock.getsockname()
             _log.debug("TCP: connected to %s port %d, from %s port %d", peer, port, own, own_port)
         super().__init__(sock, **{"packetizer_class": _Packets, **kwargs})
 
     def run(self) -> None:
-        """Read what the server sends, in the transport's own thread."""
+        """Read the server's messages, in the transport's own thread."""
         with log_host(self.log_host):
             super().run()
 
@@ -192,7 +192,7 @@ class Transport(paramiko.Transport):
         return allowed
 
     def auth_interactive_dumb(self, username: str, handler: Any = None, submethods: str = "") -> list[str]:
-        """Refuse to ask for a second factor on the terminal: many hosts are logged in to at once.
+        """Refuse to prompt for a second factor on the terminal, because many logins run at once.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class Transport(paramiko.Transport):
         raise paramiko.BadAuthenticationType("a second factor is required", list(self.allowed_methods))
 
     def let_sleep(self) -> None:
-        """Poll every 20 s only from now on; received data and `close` wake the thread."""
+        """From now on, poll only every 20 s; received data and `close` wake the thread."""
         self.sock.settimeout(_POLL_S)
 
     def stop_thread(self) -> None:
@@ -216,7 +216,7 @@ class Transport(paramiko.Transport):
         if isinstance(self.sock, socket.socket):  # not a channel of a jump host: closing that wakes the thread
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the peer has closed the connection already
+            except OSError:  # the peer has already closed the connection
                 pass
         super().stop_thread()
 
@@ -230,7 +230,7 @@ class Client(paramiko.SSHClient):
     Attributes
     ----------
     unreadable_keys : dict of str to SSHException
-        The key files that are no private key of a known format, with paramiko's error.
+        The key files that are not a private key of a known format, with paramiko's error.
     """
 
     def __init__(self) -> None:
@@ -276,7 +276,7 @@ def _describe_key(key: paramiko.PKey) -> str:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return a stamp that changes when the file does; empty where it does not exist."""
+    """Return a stamp that changes when the file does; empty if it does not exist."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -20,7 +20,7 @@ def matches(patterns: Sequence[str], name: str) -> bool:
     Returns
     -------
     bool
-        True where a pattern matches and none excludes the name.
+        True if a pattern matches and none excludes the name.
     """
     if any(_compiled(each[1:]).fullmatch(name) for each in patterns if each.startswith("!")):
         return False

@@ -1,8 +1,8 @@
-"""Wait for servers that refuse this machine's address for a while: sshd's PerSourcePenalties.
+"""Wait for servers that temporarily refuse this machine's address: sshd's PerSourcePenalties.
 
 OpenSSH 9.8 and newer add up penalties per source address: for logins that fail, for connections that end without a
-login, and for logins that take too long. Above 15 s of them, sshd refuses that address until they have passed, and
-sends a line of text instead of its banner. Attempts meanwhile add nothing, so a few spaced ones are harmless.
+login, and for logins that take too long. Above 15 s in total, sshd refuses that address until they have expired, and
+sends a line of text instead of its banner. Further attempts do not add to them, so a few spaced ones are harmless.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class PenalizedError(paramiko.SSHException):
-    """The server refuses connections from this machine's address for a while."""
+    """The server temporarily refuses connections from this machine's address."""
 
 
 def wait_out(attempt: Callable[[], Result], label: str) -> Result:
@@ -52,7 +52,7 @@ def wait_out(attempt: Callable[[], Result], label: str) -> Result:
             return attempt()
         except PenalizedError:
             if not number:
-                why = "its sshd refuses this address for a while (PerSourcePenalties)"
+                why = "its sshd temporarily refuses this address (PerSourcePenalties)"
                 write_err(f"{label}: {why}; waits up to {sum(_PAUSES_S):.0f} s")
             _log.debug("penalty: next attempt in %.0f s", pause_s)
             time.sleep(pause_s)

@@ -36,7 +36,7 @@ class Route:
     host, port, user : str, int, str
         The address to connect to, and the user to log in as.
     options : Options
-        The options of ssh's configuration for the host.
+        The options in ssh's configuration for the host.
     client : ClientIdentity
         The local user and machine.
     jumps : tuple of Route
@@ -102,7 +102,7 @@ class Route:
 
     @property
     def connect_timeout_s(self) -> float:
-        """ConnectTimeout in seconds; 0 where it is not set."""
+        """ConnectTimeout in seconds; 0 if it is not set."""
         return seconds(self.options.value("connecttimeout"))
 
 
@@ -167,7 +167,7 @@ def route_to(
 
 
 def _precedes(options: Options, name: str, other: str) -> bool:
-    """Whether an option is set before another one: of ProxyCommand and ProxyJump, only the first one counts."""
+    """Return whether an option is set before another one. Only the first of ProxyCommand and ProxyJump applies."""
     names = list(options.by_name)
     return name in names and (other not in names or names.index(name) < names.index(other))
 
@@ -194,7 +194,7 @@ def refuse_unsupported(options: Options) -> None:
     Raises
     ------
     HostError
-        It has such options.
+        The configuration of the host has such options.
     """
     problems = unsupported(options)
     if problems:
@@ -212,12 +212,12 @@ def parse_hop(text: str) -> tuple[str, str, int | None]:
     Returns
     -------
     tuple of str, str, and int or None
-        User (empty where it is not given), host and port.
+        User (empty if it is not given), host and port.
 
     Raises
     ------
     HostError
-        It has no host, or a port that is not valid.
+        The text has no host, or an invalid port.
     """
     text = text.strip().removeprefix("ssh://").rstrip("/")
     user, _, address = text.rpartition("@")
@@ -245,7 +245,7 @@ def key_files(route: Route, given: Sequence[str]) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Those of `fab -i` and IdentityFile; ssh's default ones where neither is given.
+        Those of `fab -i` and IdentityFile; ssh's default ones if neither is given.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def key_files(route: Route, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_keys() -> tuple[str, ...]:
-    """Return the private keys that torchfab tries where none is configured, as ssh does.
+    """Return the private keys that torchfab tries if none is configured, as ssh does.
 
     Returns
     -------

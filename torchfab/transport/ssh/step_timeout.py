@@ -12,17 +12,17 @@ from typing import Any
 
 from torchfab.transport import fanout, timers
 
-# What the server failed to do at each step, as the end of "no answer from HOST within 10 s: ...".
-BANNER = "it accepted the connection, and sent no SSH banner"
+# What the server did not do at each step; completes "no answer from HOST within 10 s: ...".
+BANNER = "it accepted the connection, but sent no SSH banner"
 KEY_EXCHANGE = "it did not finish the key exchange"
 LOGIN = "it did not finish the login"
-CHANNEL = "it accepted the login, and opened no channel"
-COMMAND = "it opened a channel, and started no program"
+CHANNEL = "it accepted the login, but opened no channel"
+COMMAND = "it opened a channel, but started no program"
 INPUT = "the connection is open, but the host reads nothing that is sent"
 
 
 def handshake_step(client: Any) -> str:
-    """Return the step of the handshake that a client waits for.
+    """Return the step of the handshake at which a client waits.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ class StepTimeout:
     close : callable
         Closes the connection; a thread that waits on it then gets an error.
     current_step : callable
-        Returns the step that the connection waits for; called where `at_most` gets no step.
+        Returns the step at which the connection waits; called if `at_most` gets no step.
 
     Attributes
     ----------
     stalled_step : str
-        The step at which the connection was closed; empty while it was not.
+        The step at which the connection was closed; empty if it was not.
     failed_step : str
-        The step at which the handshake failed by itself; empty while it did not.
+        The step at which the handshake failed by itself; empty if it did not.
     """
 
     def __init__(self, close: Callable[[], None], current_step: Callable[[], str]) -> None:
@@ -73,7 +73,7 @@ class StepTimeout:
         seconds : float
             The time limit of the block.
         step : str
-            The step to record. Default: the one that `current_step` returns when the time is up.
+            The step to record. Default: the one that `current_step` returns at the timeout.
 
         Returns
         -------
