@@ -90,7 +90,7 @@ def matched(ranks: Sequence[RankTimes]) -> Matched:
     Returns
     -------
     dict
-        Those that at least two ranks have; the ranks in the order of their arrival.
+        Those that at least two ranks have and no rank has cut; the ranks in the order of their arrival.
     """
     found: Matched = {}
     for times in ranks:
@@ -99,7 +99,7 @@ def matched(ranks: Sequence[RankTimes]) -> Matched:
     return {
         key: sorted(parts, key=lambda part: part[1].begin)
         for key, parts in found.items()
-        if len({rank for rank, _ in parts}) > 1
+        if len({rank for rank, _ in parts}) > 1 and not any(each.cut for _, each in parts)
     }
 
 

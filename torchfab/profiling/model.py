@@ -83,6 +83,8 @@ class Collective:
         The thread or the stream of the GPU.
     begin, end : float
         In microseconds of the merged trace.
+    cut : bool
+        It still ran when the profile ended: its end is that of the profile. Default False.
     """
 
     group: str
@@ -91,6 +93,7 @@ class Collective:
     tid: int
     begin: float
     end: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _OPERATORS = ("cpu_op",)
 _CALLS = ("c10d::", "record_param_comms")
 _EXECUTED = ("gloo:", "mpi:")
 _LOADER = "enumerate(DataLoader)#"
+_EDGE_US = 100.0  # between the clock that dates the profile, and that of its events
 _MAX_BYTES = 8 << 30  # of an unpacked trace
 _FLOW_IDS = 1 << 32  # of one rank; JavaScript keeps 53 bits
 
@@ -176,7 +177,7 @@ def times(profile: RankProfile, events: list[Event], shift: float, zero_ns: int)
     return RankTimes(
         *(profile.rank, rank_name(profile, events), begin, end),
         *(within(compute), within(communication), within(data)),
-        tuple(_collectives(profile, executed, shift, zero_ns)),
+        tuple(_collectives(profile, executed, shift, zero_ns, end)),
     )
 
 
@@ -213,8 +214,13 @@ def is_collective(event: Event) -> bool:
     return event.get("cat") in ("user_annotation", "cpu_op") and name.startswith(_EXECUTED)
 
 
-def _collectives(profile: RankProfile, executed: list[Event], shift: float, zero_ns: int) -> Iterator[Collective]:
-    """Yield the collectives with their numbers, in the order in which they began."""
+def _collectives(
+    profile: RankProfile, executed: list[Event], shift: float, zero_ns: int, window_end: float
+) -> Iterator[Collective]:
+    """Yield the collectives with their numbers, in the order in which they began.
+
+    torch gives one that has not ended the end of the profile, and omits one that began before the profile.
+    """
     ordered = sorted(executed, key=lambda each: each["ts"])
     began = [((each["ts"] + shift) / 1e6 + zero_ns / 1e9 + profile.offset_s, _operation(each)) for each in ordered]
     for event, call in zip(ordered, numbered(began, profile.calls), strict=True):
@@ -222,7 +228,9 @@ def _collectives(profile: RankProfile, executed: list[Event], shift: float, zero
         known = _call_of(event) or call
         if known is not None:
             operation = known.operation.partition(":")[2] or known.operation
-            yield Collective(known.group, known.number, operation, event["tid"], begin, begin + event["dur"])
+            end = begin + event["dur"]
+            cut = end > window_end - _EDGE_US
+            yield Collective(known.group, known.number, operation, event["tid"], begin, end, cut)
 
 
 def _operation(event: Event) -> str:
