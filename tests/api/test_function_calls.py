@@ -108,13 +108,13 @@ def test_a_result_that_cannot_be_unpickled_names_its_rank(job: Job, monkeypatch:
     with pytest.raises(TorchfabError, match="the result of rank 1 on node1 cannot be unpickled here: ModuleNotFound"):
         job.results()
     left(monkeypatch, 1, None)
-    with pytest.raises(TorchfabError, match="job gpt2 succeeded, and rank 1 left no result"):
+    with pytest.raises(TorchfabError, match="job gpt2 succeeded, but rank 1 left no result"):
         job.results()
 
 
 def test_results_may_take_longer_than_one_waits(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, RUNNING)
-    with pytest.raises(TimeoutError, match="it goes on"):
+    with pytest.raises(TimeoutError, match="it continues"):
         job.results(timeout=0.1)
 
 
@@ -127,5 +127,5 @@ def test_a_script_returns_no_results(job: Job, monkeypatch: pytest.MonkeyPatch) 
 def test_functions_need_a_launcher_over_hosts(project: Path) -> None:
     with pytest.raises(UsageError, match="launcher 'slurm' runs scripts and programs, not functions"):
         torchfab.launch(len, launcher="slurm")
-    with pytest.raises(UsageError, match="args and kwargs are those of a function"):
+    with pytest.raises(UsageError, match="args and kwargs are for functions only"):
         torchfab.launch(["x.py"], args=(1,))

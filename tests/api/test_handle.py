@@ -116,7 +116,7 @@ def test_a_failure_is_a_value_or_with_check_an_exception(
 
 def test_a_job_that_does_not_end_in_time_goes_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, RUNNING)
-    with pytest.raises(TimeoutError, match=r"job gpt2 has not ended within 0\.1 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"job gpt2 has not ended within 0\.1 s; it continues"):
         job.wait(timeout=0.1)
     assert issubclass(WaitTimeoutError, TorchfabError)
     assert not job.info.ended

@@ -52,7 +52,7 @@ def test_none_is_the_default() -> None:
         ({"grace": "soon"}, "--grace must be a number of seconds, got 'soon'"),
         ({"name": ""}, "--name is empty\n  fix: give it a value, or omit it"),
         ({"name": ["a"]}, "--name is a text or a number, got ['a']"),
-        ({"port": True}, "--port is no switch, got True"),
+        ({"port": True}, "--port is a value, not a switch, got True"),
         ({"nproc": 4}, "launch() with launcher 'per-node' has no argument 'nproc'"),
         ({"max_restart": 4}, "did you mean max_restarts?"),
         ({"gpufile": "x"}, "has no argument 'gpufile'"),

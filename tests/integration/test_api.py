@@ -72,7 +72,7 @@ def test_a_program_launches_follows_and_stops_jobs_that_commands_see(loopback_fa
     lives, fails = map(json.loads, done.stdout.splitlines())
     assert lives["first"].endswith("] light 60")
     assert (lives["state"], lives["running"], lives["stopped"]) == ("running", ["running"], "stopped")
-    assert lives["waited"].startswith("job runs has not ended within 0.3 s; it goes on")
+    assert lives["waited"].startswith("job runs has not ended within 0.3 s; it continues")
     assert (fails["state"], fails["code"], fails["rank"]) == ("failed", 1, 1)
     assert "ValueError" in fails["cause"]
     assert fails["traceback"].rstrip().endswith("ValueError: bad batch")

@@ -31,7 +31,7 @@ WRONG_WORDS = {
     "no lines": (("logs", "--lines", "-3"), "--lines must be all or a number, got '-3'"),
     "ranks": (("logs", "--rank", "x"), "--rank x: 'x' is not a rank"),
     "ranks backwards": (("logs", "--rank", "5-2"), "--rank 5-2: '5-2' is not a rank"),
-    "an expression": (("logs", "--grep", "("), "--grep '(' is no regular expression"),
+    "an expression": (("logs", "--grep", "("), "--grep '(' is not a regular expression"),
     "a grace": (("stop", "--grace", "soon"), "--grace must be a number of seconds, got 'soon'"),
     "nothing to remove": (("jobs", "--remove"), "--remove needs the name of a job"),
 }

@@ -20,7 +20,7 @@ from torchfab.monitoring.log_request import log_request
 
 @pytest.mark.parametrize("grep", ["(", "a{99999999999999999999}"])
 def test_invalid_grep_pattern_is_rejected(grep: str) -> None:
-    with pytest.raises(UsageError, match="is no regular expression"):
+    with pytest.raises(UsageError, match="is not a regular expression"):
         log_request("", 10, grep, follow=False)
 
 

@@ -16,7 +16,8 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnd
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.monitoring import job_watcher
-from torchfab.monitoring.job_watcher import JobWatcher, Printer, describe_failure
+from torchfab.monitoring.job_status import describe_failure
+from torchfab.monitoring.job_watcher import JobWatcher, Printer
 from torchfab.records import Record
 from torchfab.runtimes import tmux
 

@@ -24,7 +24,12 @@ from torchfab.stacks.refusals import explain
         ),
         (PRIVATE, {"ptrace_scope": "", "uid": 1000}, "another user", "log in as the user"),
         ("there is no py-spy", {}, "no py-spy there", "pip install 'torchfab[stacks]' here"),
-        ("Failed to find python version from target process", {}, "no Python program", "faulthandler"),
+        (
+            "Failed to find python version from target process",
+            {},
+            "does not recognise it as a Python program",
+            "faulthandler",
+        ),
         ("no answer from py-spy within 10 s", {}, "no answer", "--timeout 60"),
         ("boom", {}, "py-spy: boom", "faulthandler"),
     ],

@@ -28,7 +28,7 @@ def test_summary_of_ranks_with_equal_stacks() -> None:
 
 def test_summary_of_a_rank_that_runs_no_python_function() -> None:
     ending = rank(3, (), threads=(Thread("MainThread", ()),))
-    words = "rank 3 is in no Python function: it begins, or ends"
+    words = "rank 3 is in no Python function: it is starting or ending"
     assert summary(ending) == words
     assert summary(ending, rank(0, ALL_REDUCE), rank(1, ALL_REDUCE)).startswith(f"{words}, 2 others wait")
 
@@ -40,7 +40,7 @@ def test_summary_of_many_groups_is_short() -> None:
 
 
 def test_summary_without_stacks() -> None:
-    assert summary(rank(0, (), problem="there is no py-spy")) == "no stack of 1 rank could be had"
+    assert summary(rank(0, (), problem="there is no py-spy")) == "no stack of 1 rank is available"
     assert summary() == "no rank runs"
 
 

@@ -216,15 +216,28 @@ def test_error_of_a_compiler_below_its_exception_is_named(error: str, prefix: st
 WARNED = "/x/torch/cuda/__init__.py:129: UserWarning: CUDA initialization: Unexpected error from cudaGetDeviceCount(). "
 
 
-@pytest.mark.parametrize(
-    "raised", ["AssertionError: this script needs a GPU", "SystemError: no CUDA here", "ValueError: x"]
+ABOUT_GPUS = (
+    *(
+        "AssertionError: this script needs a GPU",
+        "SystemError: no CUDA here",
+        "RuntimeError: Found no GPU: cannot train",
+    ),
+    *("ValueError: No accelerator found", "RuntimeError: device cuda:0 is not available", "my.Error: GPU is required"),
 )
+NOT_ABOUT_GPUS = (
+    *("ValueError: x", "RuntimeError: Expected all tensors to be on the same device, but found at least two devices"),
+    *("KeyError: 'device'", "ValueError: unknown device 'cudaa'", "TypeError: f() got an argument 'gpu_memory'"),
+)
+
+
+@pytest.mark.parametrize("raised", [*ABOUT_GPUS, *NOT_ABOUT_GPUS])
 def test_warning_that_cuda_cannot_start_explains_only_exceptions_about_gpus(raised: str) -> None:
     text = f"{WARNED}Error 802: system not yet initialized\n  return x\n{traceback(raised)}"
     found = of_one(text)
-    is_about_gpus = "ValueError" not in raised
+    is_about_gpus = raised in ABOUT_GPUS
     assert (found.cause.kind is Kind.NODE) is is_about_gpus
-    assert (raised in found.cause.words) is not is_about_gpus
+    assert ("system not yet initialized" in found.cause.words) is is_about_gpus
+    assert raised in found.cause.words
 
 
 @pytest.mark.parametrize("code", [(1, 1), (1, 0)])
@@ -255,6 +268,20 @@ def test_rank_without_a_log_has_the_last_words_of_its_launchers_log() -> None:
     text += "[ERROR] [launch.py:434:sigkill_handler] ['python', 'x.py'] exits with return code = 1\n"
     found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log("agent", text, path="output.log")]))
     assert "cannot decrease scale" in found.cause.words
+
+
+REPORTS = (
+    "[E] api.py:874] failed (exitcode: 1) local_rank: 0 (pid: 101) of binary: python\nRoot Cause (first failure):\n",
+    f"{'-' * 74}\nprterun detected that one or more processes exited with non-zero status\n",
+    "[ERROR] [launch.py:434:sigkill_handler] ['python', 'x.py'] exits with return code = 1\n",
+)
+
+
+@pytest.mark.parametrize("launcher_report", REPORTS)
+def test_report_of_a_launcher_holds_no_words_of_a_rank(launcher_report: str) -> None:
+    logs = [log("agent", launcher_report, path="output.log")]
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], logs))
+    assert found.cause.words == "the script ended itself with exit code 1"
 
 
 def test_exception_of_all_ranks_is_that_of_the_rank_that_it_names() -> None:

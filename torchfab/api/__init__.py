@@ -1,6 +1,6 @@
-"""The Python API: `from torchfab import launch, job, jobs`. What commands print, functions return or raise.
+"""The Python API: `from torchfab import launch, job, jobs`. Functions return or raise where commands print.
 
-It is the layer above `commands`: what a command does is done by its functions, and only what it prints is not printed.
+It is the layer above `commands`, calls their functions, and suppresses their output.
 """
 
 from torchfab.api.handle import Job, job, jobs

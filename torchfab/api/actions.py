@@ -1,4 +1,4 @@
-"""What a job's methods do that a command does too: notices, checkpoints, files, ports, its supervisor, its removal."""
+"""Methods of a job that commands offer too: signal, checkpoint, pull, forward, supervise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,27 @@ _END_S = 5.0
 
 
 def signal(record: Record, name: str, ranks: str) -> tuple[int, ...]:
-    """Send a notice; return the ranks that got it. As `torchfab.commands.signal.send_signal`."""
+    """Send a signal as a notice, as `fab signal` does.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Name of the signal, such as `USR1`.
+    ranks : str
+        Ranks, such as `0,2-5`; empty for all.
+
+    Returns
+    -------
+    tuple of int
+        The ranks that the signal was sent to.
+
+    Raises
+    ------
+    UsageError
+        The signal would end a rank, or the job does not run. Nothing was sent.
+    """
     full = signal_command.notice(name, record.name)
     reports = signal_command.deliver(record, full, signal_command.chosen_ranks(record, ranks))
     sent = [each.rank for report in reports for each in report.ranks if each.sent and each.rank is not None]
@@ -28,7 +48,31 @@ def signal(record: Record, name: str, ranks: str) -> tuple[int, ...]:
 
 
 def checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: float) -> tuple[str, ...]:
-    """Ask for a checkpoint, wait until it is whole, and return the paths of its files."""
+    """Ask for a checkpoint, and wait until it is complete.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Name of the signal, such as `USR1`.
+    folders : sequence of str
+        Folders of the checkpoints on the nodes; empty to find them.
+    timeout_s : float
+        Time limit, in seconds.
+
+    Returns
+    -------
+    tuple of str
+        The paths of its files.
+
+    Raises
+    ------
+    UsageError
+        A rank does not handle the signal, or the job does not run.
+    TorchfabError
+        Ranks ended, or no checkpoint was complete in time.
+    """
     full = signal_command.notice(name, record.name)
     save = checkpoint_command.await_checkpoint(record, full, folders, timeout_s)
     if save.running < save.ranks:
@@ -37,7 +81,26 @@ def checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: flo
 
 
 def pull(record: Record, paths: Sequence[str], to: str, ranks: str, ctx: CommandContext) -> Path:
-    """Copy files of a job; return the folder here."""
+    """Copy files of a job from its nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    paths : sequence of str
+        Paths and patterns on the nodes.
+    to : str
+        The folder here; empty for `pulled/<job>`.
+    ranks : str
+        Ranks whose nodes are copied from; empty for all.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    Path
+        The folder here.
+    """
     return pull_command.pull_files((record.name, *paths), to, ranks, ctx)
 
 
@@ -57,7 +120,7 @@ def forward(record: Record, port: str, host: str, ctx: CommandContext) -> Iterat
         try:
             yield f"http://{tunnels.LOOPBACK}:{listener.getsockname()[1]}"
         finally:
-            tunnel.close()  # ends the thread, which looks whether it stands
+            tunnel.close()  # ends the thread, which checks whether it is open
             listener.close()
             thread.join(_END_S)
 
@@ -72,5 +135,15 @@ def _serve(listener: object, tunnel: object) -> None:
 
 
 def supervise(record: Record, flags: supervise_command.SuperviseFlags, ctx: CommandContext) -> None:
-    """Supervise a job in tmux, as `fab supervise --tmux`."""
+    """Supervise a job in tmux, as `fab supervise --tmux` does.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    flags : SuperviseFlags
+        The flags of `fab supervise`.
+    ctx : CommandContext
+        The context of the command.
+    """
     supervise_command.supervise_existing(record, flags, False, True, ctx, fab_argv(str(ctx.root), ""))

@@ -1,4 +1,4 @@
-"""What every function of the API does around its work: print nothing, and raise errors with their whole text."""
+"""Wrap every function of the API: suppress output, and raise errors with their complete text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger("torchfab")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Log what a command would print, at level INFO of the logger `torchfab`, and complete the text of an error.
+    """Log output at level INFO of the logger `torchfab` instead of printing it, and complete the text of an error.
 
     Yields
     ------
@@ -28,7 +28,7 @@ def quiet() -> Iterator[None]:
     Raises
     ------
     TorchfabError
-        As the block raises it, with the text that the command line prints.
+        The error of the block, with the message of the command line.
     """
     try:
         with console.redirected(_log.info):
@@ -39,12 +39,12 @@ def quiet() -> Iterator[None]:
 
 
 def complete(error: TorchfabError) -> None:
-    """Give an error the text that the command line prints: the reasons of all hosts, and commands as typed here.
+    """Give an error the message of the command line: the reasons of all hosts, and the program's name in commands.
 
     Parameters
     ----------
     error : TorchfabError
-        It is changed.
+        The error; changed in place.
     """
     name = _program_name()
     error.message, error.fix = name.replace_in(error.message), name.replace_in(error.fix)
@@ -53,12 +53,12 @@ def complete(error: TorchfabError) -> None:
 
 
 def iterate(items: Generator[Item, None, None]) -> Iterator[Item]:
-    """Yield from a generator that does its work between its items under `quiet`.
+    """Yield the items of a generator whose code runs under `quiet`.
 
     Parameters
     ----------
     items : generator
-        The generator. It is closed when the caller stops to iterate.
+        The generator. It is closed when the caller stops iterating.
 
     Yields
     ------
@@ -78,7 +78,7 @@ def iterate(items: Generator[Item, None, None]) -> Iterator[Item]:
 
 
 def _program_name() -> ProgramName:
-    """Return the name that commands have in a terminal: `torchfab` where it is installed, `fab` in the clone."""
+    """Return the program's name in messages: `torchfab` if it is installed, `fab` in the clone."""
     called = program_name.called()
     in_clone = (Path(torchfab.__file__).parents[1] / "run").is_file()
     return called if called.name != program_name.FAB or in_clone else ProgramName("torchfab", None)

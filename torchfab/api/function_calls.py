@@ -1,8 +1,9 @@
-"""Run a Python function on all ranks: pickle it, and unpickle what its ranks returned.
+"""Run a Python function on all ranks: pickle it, and unpickle the results of the ranks.
 
-The function travels with the launch, by cloudpickle: a function of `__main__`, of a notebook or a lambda by value, one
-of a module by its name, so that the nodes need the module. `remote/shims/call.py` calls it in each rank, as the script
-of a launch. Results lie in files of the job on the nodes, and are copied into its record to be unpickled.
+The function is sent with the launch, pickled by cloudpickle: a lambda or a function of `__main__` or of a notebook by
+value, a function of a module by name, so that the nodes need the module. `remote/shims/call.py` is the script of the
+launch and calls the function in each rank. Results are files of the job on the nodes; they are copied into the job's
+record and unpickled there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def command_of(
     args, kwargs : sequence, Mapping
         Its arguments.
     max_result_mb : float
-        The largest result of a rank that is taken back, in MiB.
+        The largest result of a rank, in MiB.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def command_of(
     except Exception as error:
         raise UsageError(
             f"{name_of(function)} or one of its arguments cannot be pickled: {type(error).__name__}: {error}",
-            "open files, connections and the like in the function itself, where it runs",
+            "open files and connections inside the function",
         ) from error
     text = base64.b64encode(zlib.compress(pickled, 6)).decode()
     if len(text) > MOST_CALL_BYTES:
@@ -99,28 +100,28 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _import_folders() -> list[str]:
-    """Return the folder of the script that runs here, where it is below the current one: its modules lie there."""
+    """Return the folder of the running script, which may contain its modules, if it is below the current folder."""
     first, here = os.path.abspath(sys.path[0] or "."), os.getcwd()
     return [first] if first.startswith(here + os.sep) else []
 
 
 def _sources(package: ModuleType) -> dict[str, str]:
-    """Return the source of cloudpickle, which unpickles only what the same version has pickled."""
+    """Return the source of cloudpickle: only the version that pickled a value can unpickle it."""
     folder = Path(str(package.__file__)).parent
     return {f"cloudpickle/{path.name}": path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
 
 
 def results(record: Record, found: JobStatus, message: str) -> tuple[Any, ...]:
-    """Return what a function has returned on all ranks.
+    """Return the values that a function returned on all ranks.
 
     Parameters
     ----------
     record : Record
         The job; it has ended.
     found : JobStatus
-        How it ended.
+        Its final status.
     message : str
-        What a failure of the job is called that no exception of the function explains.
+        Error message for a failure of the job without an exception of the function.
 
     Returns
     -------
@@ -143,7 +144,7 @@ def results(record: Record, found: JobStatus, message: str) -> tuple[Any, ...]:
     }
     missing = set() if record.is_elastic else {*range(record.world_size)} - {*found_results}
     if missing:
-        raise TorchfabError(f"job {record.name} succeeded, and rank {min(missing)} left no result")
+        raise TorchfabError(f"job {record.name} succeeded, but rank {min(missing)} left no result")
     folder = _private_folder(record)
     try:
         paths = tmux_call_results.fetch(record, found_results, "result", folder)
@@ -167,7 +168,7 @@ def _unpickled(path: Path, outcome: Outcome) -> Any:
         raise TorchfabError(
             f"the result of rank {outcome.of_rank.rank} on {outcome.node.label} cannot be unpickled here: "
             f"{type(error).__name__}: {error}",
-            "install here what it is made of, or return plain values: numbers, texts, lists, dicts",
+            "install the packages of its types here, or return plain values: numbers, texts, lists, dicts",
         ) from error
 
 
@@ -194,7 +195,7 @@ def function_error(outcome: Outcome) -> FunctionError:
     Parameters
     ----------
     outcome : Outcome
-        It has a failure.
+        An outcome with a failure.
 
     Returns
     -------
@@ -219,7 +220,7 @@ def _exception(record: Record, chosen: Outcome) -> BaseException | None:
         path = tmux_call_results.fetch(record, {chosen.of_rank.rank: chosen}, "failure", folder)[chosen.of_rank.rank]
         with path.open("rb") as file:
             found = pickle.load(file)
-    except Exception:  # whatever unpickling runs; the traceback is known as text
+    except Exception:  # unpickling may raise anything; the traceback is known as text
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

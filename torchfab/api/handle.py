@@ -1,4 +1,4 @@
-"""A launched job in a Python program: what `fab status`, `logs`, `wait`, `why` and `stop` do, as methods."""
+"""A launched job in a Python program, with `fab status`, `logs`, `wait`, `why` and `stop` as methods."""
 
 from __future__ import annotations
 
@@ -45,11 +45,15 @@ def open_context(
     project : path, optional
         A folder of the project. Default: the current one, or the nearest above it with settings.
     script : tuple of str, optional
-        What stands after `--` on the command line.
+        The arguments after `--` on the command line. Default: none.
     hosts : str
-        What `-H` gives.
-    ssh_config, identities, connect_timeout_s
-        What `-S`, `-i` and `-t` give.
+        The value of `-H`. Default: the hosts file.
+    ssh_config : path
+        An ssh config file (`-S`). Default: the user's and the system's.
+    identities : sequence of path
+        Private keys (`-i`). Default: none.
+    connect_timeout_s : float, optional
+        Time limit for each step of a connection, in seconds (`-t`). Default: the setting.
 
     Returns
     -------
@@ -71,15 +75,15 @@ def open_context(
 class Job:
     """A job that was launched from here, by this program or by any other command.
 
-    All methods may be called from any thread, also where an event loop runs. They print nothing: what a command would
-    print is logged by the logger `torchfab` at level INFO. Ctrl-C in one of them leaves the job as it is.
+    All methods may be called from any thread, also while an event loop runs. They print nothing: messages that a
+    command would print are logged by the logger `torchfab` at level INFO. Ctrl-C in a method does not affect the job.
 
-    As a context manager, a job is stopped when the block ends, if it has not ended by then.
+    Used as a context manager, the job is stopped at the end of the block if it has not ended.
 
     Attributes
     ----------
     name : str
-        Its name, which commands take too: `fab status NAME`.
+        Its name, as in `fab status NAME`.
     job_id : str
         The id that all its processes carry as TORCHFAB_JOB_ID.
     """
@@ -111,7 +115,7 @@ class Job:
 
     @property
     def info(self) -> JobInfo:
-        """What its record says, without asking its nodes."""
+        """The content of its record; no node is asked."""
         return JobInfo.of(self._refreshed())
 
     def _refreshed(self) -> Record:
@@ -142,7 +146,7 @@ class Job:
         Parameters
         ----------
         follow : bool
-            Go on until the job has ended, through all restarts. Default False: only the lines that exist.
+            Continue until the job has ended, through all restarts. Default False: only existing lines.
         rank : int, str or sequence of int, optional
             Only these ranks: 3, `"0-3,7"`, `[0, 1]`. Default: all, and processes that are not ranks.
         lines : int, optional
@@ -157,7 +161,7 @@ class Job:
         Raises
         ------
         UsageError
-            The job has no such rank, or `grep` is no regular expression.
+            The job has no such rank, or `grep` is not a regular expression.
         """
         with quiet():
             record = self._refreshed()
@@ -168,24 +172,24 @@ class Job:
     def wait(self, timeout: float | None = None, check: bool = False) -> Status:
         """Wait for the job to end, through all restarts.
 
-        As with `fab wait`, the nodes that go on after a failure are stopped after `failure_grace_s` seconds.
+        As with `fab wait`, nodes that continue after a failure are stopped after `failure_grace_s` seconds.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait. Default: as long as it takes.
+            Seconds to wait. Default: no limit.
         check : bool
             Raise if the job does not succeed. Default False.
 
         Returns
         -------
         Status
-            How it ended.
+            The status at the end.
 
         Raises
         ------
         WaitTimeoutError
-            It has not ended in time; it goes on.
+            It has not ended in time; it continues.
         JobFailedError
             With `check`: it ended without success.
         """
@@ -204,20 +208,20 @@ class Job:
         with closing(follower.steps(NO_LOG_LINES)) as steps:
             for _ in steps:
                 if deadline is not None and time.monotonic() > deadline:
-                    problem = f"job {self.name} has not ended within {timeout:g} s; it goes on"
+                    problem = f"job {self.name} has not ended within {timeout:g} s; it continues"
                     raise WaitTimeoutError(problem, f"fab status {self.name}")
         return follower
 
     def results(self, timeout: float | None = None) -> tuple[Any, ...]:
-        """Wait for the job to end, and return what its function has returned on all ranks.
+        """Wait for the job to end, and return the values that its function returned on all ranks.
 
-        The results are unpickled: only those who can write into the job's folder on a node, this user and root, decide
-        what that runs here.
+        The results are unpickled, which can run code. Only this user and root can write into the job's folder on a
+        node.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait. Default: as long as it takes.
+            Seconds to wait. Default: no limit.
 
         Returns
         -------
@@ -233,7 +237,7 @@ class Job:
         UsageError
             The job runs a script or a program, not a function.
         WaitTimeoutError
-            It has not ended in time; it goes on.
+            It has not ended in time; it continues.
         """
         from torchfab.api import function_calls
 
@@ -246,12 +250,12 @@ class Job:
             return function_calls.results(follower.record, found, end_message(follower.record, found))
 
     def why(self) -> Why:
-        """Ask all nodes why the job ended: the first failure with its host and traceback, and what followed.
+        """Ask all nodes why the job ended: the first failure with host and traceback, and the failures after it.
 
         Returns
         -------
         Why
-            `print(job.why())` prints what `fab why` prints.
+            `print(job.why())` prints the report of `fab why`.
         """
         with quiet():
             return Why.of(diagnose_job(self._refreshed()))
@@ -315,14 +319,14 @@ class Job:
     def checkpoint(
         self, signal: str = "USR1", folders: StrPath | Sequence[StrPath] = (), timeout: float = 300.0
     ) -> tuple[str, ...]:
-        """Ask the job for a checkpoint without ending it, and wait until that is whole.
+        """Ask the job to save a checkpoint without ending, and wait until the checkpoint is complete.
 
         Parameters
         ----------
         signal : str
             The signal that the script handles by saving. Default `USR1`.
         folders : path or sequence of path
-            Where it saves. Default: as its arguments say, or the usual ones.
+            Folders of its checkpoints. Default: those that its arguments name, otherwise the usual ones.
         timeout : float
             Seconds to wait. Default 300.
 
@@ -336,7 +340,7 @@ class Job:
         UsageError
             A rank does not handle the signal, or the job does not run.
         TorchfabError
-            No checkpoint was whole in time.
+            No checkpoint was complete in time.
         """
         from torchfab.api import actions
 
@@ -345,7 +349,7 @@ class Job:
             return actions.checkpoint(self._refreshed(), signal, tuple(os.fspath(each) for each in given), timeout)
 
     def pull(self, *paths: StrPath, to: StrPath = "", rank: int | str | Sequence[int] | None = None) -> Path:
-        """Copy files of the job from the nodes that have them; the same call goes on where one was interrupted.
+        """Copy files of the job from the nodes that have them; the same call resumes an interrupted copy.
 
         Parameters
         ----------
@@ -366,7 +370,7 @@ class Job:
         UsageError
             No node has such a file.
         HostsFailedError
-            Nodes failed; what the others have was copied.
+            Nodes failed; the files of the others were copied.
         """
         from torchfab.api import actions
 
@@ -377,14 +381,14 @@ class Job:
 
     @contextmanager
     def forward(self, port: int | str = "tensorboard", host: str = "") -> Iterator[str]:
-        """Forward a port of a node to this machine's 127.0.0.1 for the time of a block.
+        """Forward a port of a node to 127.0.0.1 of this machine for the duration of a block.
 
         Parameters
         ----------
         port : int or str
             A port of the node, `"LOCAL:PORT"`, or `"tensorboard"`, which is the default.
         host : str
-            The node: its host, or node rank. Default: the first, or the one where tensorboard runs.
+            Host or node rank of the node. Default: the first node, or the one on which tensorboard runs.
 
         Yields
         ------
@@ -407,8 +411,14 @@ class Job:
 
         Parameters
         ----------
-        restarts, stall, backoff, notify
-            As the flags of `fab supervise`. Default: as launched, or the settings.
+        restarts : int, optional
+            Number of restarts without progress. Default: as launched, or the setting.
+        stall : float, optional
+            Seconds of silence that count as a hang; 0: never. Default: as launched, or the setting.
+        backoff : float, optional
+            Seconds before the first restart. Default: as launched, or the setting.
+        notify : str
+            A command or URL that is called on events. Default: as launched.
 
         Raises
         ------
@@ -445,7 +455,7 @@ def _rank_flag(rank: int | str | Sequence[int] | None) -> str:
 
 
 class _Collector(Printer):
-    """Hands log lines over instead of printing them."""
+    """Collect log lines instead of printing them."""
 
     def __init__(self) -> None:
         super().__init__(folding=False)
@@ -456,7 +466,7 @@ class _Collector(Printer):
 
     def fresh(self) -> Printer:
         following = _Collector()
-        following.lines = self.lines  # the same list: what was not taken yet
+        following.lines = self.lines  # the same list: it may still hold lines
         return following
 
     def take(self) -> list[LogLine]:

@@ -1,4 +1,4 @@
-"""`launch`: what `fab launch-*` does, for a Python program."""
+"""`launch` and `dry_run`: the `fab launch-*` commands for Python programs."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def launch(
 ) -> Job | tuple[Any, ...]:
     """Launch a script or any command on all hosts, as `fab launch-<launcher> -- COMMAND` does; or run a function.
 
-    A function runs on all ranks, in the environment that a script has: RANK, MASTER_ADDR and so on are set, and
-    `torch.distributed.init_process_group()` is the function's own to call. `launch` then waits, and returns the results
-    of all ranks. Ctrl-C stops waiting and leaves the job; `job(name).results()` waits again.
+    A function runs on all ranks, in the environment of a script: RANK, MASTER_ADDR and so on are set, and the function
+    itself calls `torch.distributed.init_process_group()`. `launch` then waits, and returns the results of all ranks.
+    Ctrl-C stops waiting and does not affect the job; `job(name).results()` waits again.
 
     Parameters
     ----------
     command : sequence of str
-        What stands after `--` on the command line: `["train.py", "--lr", "3e-4"]`, `["-m", "pkg.train"]`. One path may
-        stand alone. Default: the setting `script`. Or a function: of `__main__`, of a notebook or a lambda it is
-        sent as it is; of a module by its name, so that the nodes need the module.
+        The arguments after `--` on the command line: `["train.py", "--lr", "3e-4"]`, `["-m", "pkg.train"]`. A single
+        path may be a string. Default: the setting `script`. Or a function: a lambda or a function of `__main__` or of
+        a notebook is sent by value, a function of a module by name, so that the nodes need the module.
     args, kwargs : sequence, Mapping
         The arguments of a function, the same on all ranks.
     max_result_mb : float
@@ -113,14 +113,14 @@ def launch(
     Returns
     -------
     Job
-        The job, which runs by then, or is submitted.
+        The job, which has started or has been submitted.
     tuple of Any
-        Of a function: its results, by rank.
+        If `command` is a function: its results, by rank.
 
     Raises
     ------
     TorchfabError
-        As the command line prints it; nothing was left running.
+        The launch failed; the message is that of the command line, and no process is left.
     FunctionError
         The function raised an exception, on the rank that failed first.
     """
@@ -148,24 +148,42 @@ def dry_run(
     connect_timeout: float | None = None,
     **flags: Any,
 ) -> str:
-    """Return what `launch` with the same arguments would run, as `--dry-run` prints it; nothing is started.
+    """Return the output of `--dry-run` for a launch with the same arguments; nothing is started.
 
     Parameters
     ----------
-    command, args, kwargs, max_result_mb, hosts, launcher, env, project, ssh_config, identities, connect_timeout
-        As `launch` takes them.
+    command : sequence of str or callable, optional
+        The command or function, as for `launch`.
+    args, kwargs : sequence, Mapping
+        The arguments of a function.
+    max_result_mb : float
+        The largest result of a rank, in MiB. Default 1024.
+    hosts : str or sequence of str, optional
+        Hosts, as after `-H`. Default: the hosts file of the project.
+    launcher : str
+        Name of the launcher. Default `per-node`.
+    env : Mapping, optional
+        Variables for every process, besides those that are forwarded.
+    project : path, optional
+        A folder of the project. Default: the current one, or the nearest above it with settings.
+    ssh_config : path
+        An ssh config file. Default: the user's and the system's.
+    identities : sequence of path
+        Private keys to log in with.
+    connect_timeout : float, optional
+        Seconds for each step of a connection. Default: the setting.
     **flags
-        As `launch` takes them.
+        The flags of the launcher, as for `launch`.
 
     Returns
     -------
     str
-        Shell that does the same without torchfab; an sbatch file; a manifest.
+        A shell script that does the same without torchfab, an sbatch file, or a manifest.
 
     Raises
     ------
     TorchfabError
-        As `launch` raises it, of what can be checked without a start.
+        An argument is wrong, or a check of a node failed.
     """
     with quiet():
         ctx = open_context(
@@ -227,7 +245,7 @@ def _ready(
     if _is_function(command):
         ctx, given = _function_context(command, arguments, max_result_mb, ctx, given, launcher)
     elif any(arguments):
-        raise UsageError("args and kwargs are those of a function", "write arguments of a script behind it")
+        raise UsageError("args and kwargs are for functions only", "put the arguments of a script into the command")
     return _Ready(module, _named(given, ctx.script or tuple(ctx.config["script"]), ctx), own, ctx)
 
 

@@ -1,4 +1,4 @@
-"""Keyword arguments of `launch` to the flags of a launcher: their names, types and checks are those of the flags."""
+"""Convert keyword arguments of `launch` to the flags of a launcher, with the types and checks of the flags."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse_flags(launcher: AnyLauncher, shared: type[JobFlags], values: Mapping[s
     shared : type
         The class of the flags that it shares with others.
     values : Mapping of str to Any
-        Values by the names of flags, `-` as `_`; None stands for the default.
+        Values by the names of flags, `-` as `_`; None for the default.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def _checked(flag: Field[Any], value: Any) -> Any:
     name = f"--{flag.name.replace('_', '-')}"
     if isinstance(flag.default, bool) or isinstance(value, bool):
         if not (isinstance(flag.default, bool) and isinstance(value, bool)):
-            expected = "True or False" if isinstance(flag.default, bool) else "no switch"
+            expected = "True or False" if isinstance(flag.default, bool) else "a value, not a switch"
             raise UsageError(f"{name} is {expected}, got {value!r}")
         return value
     if flag.default == ():
@@ -110,7 +110,17 @@ def _text(name: str, value: Any) -> str:
 
 
 def as_sequence(value: str | os.PathLike[str] | Sequence[Any]) -> Sequence[Any]:
-    """Return one value, or a sequence of some, as a sequence."""
+    """Return one value, or a sequence of some, as a sequence.
+
+    Parameters
+    ----------
+    value : str, path or sequence
+        One value, or several.
+
+    Returns
+    -------
+    sequence
+    """
     return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
 
 
@@ -144,12 +154,12 @@ def hosts_flag(hosts: str | Sequence[str] | None) -> str:
     Parameters
     ----------
     hosts : str or sequence of str, optional
-        Hosts; None: those of the hosts file.
+        Hosts; None for the hosts of the hosts file.
 
     Returns
     -------
     str
-        Empty for those of the hosts file.
+        Empty for the hosts of the hosts file.
 
     Raises
     ------

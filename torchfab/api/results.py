@@ -1,4 +1,4 @@
-"""The values that the API returns: frozen dataclasses, made from what commands print."""
+"""The values that the API returns, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LogLine:
     time : float
         When it was written, by the node's clock, in seconds since the epoch.
     text : str
-        The line without its end; it may hold control characters.
+        The line without its line end; it may contain control characters.
     """
 
     host: str
@@ -69,11 +69,11 @@ class RankStatus:
     Parameters
     ----------
     rank, local_rank : int, optional
-        None where they are not known yet.
+        None if not known yet.
     pid : int, optional
-        Its process; None where only its pod is known.
+        Pid of its process; None if only its pod is known.
     exit_code : int, optional
-        -n for signal n; None while it runs, and where nothing recorded it.
+        -n for signal n; None while it runs, or if it was not recorded.
     """
 
     rank: int | None
@@ -95,11 +95,11 @@ class NodeStatus:
     state : State
         Of this node.
     reason : str
-        More about the state; empty where there is nothing.
+        Reason for the state; empty if there is none.
     ranks : tuple of RankStatus
         The ranks there that have started.
     last_line : str
-        The line that was logged last; empty before the first.
+        The last log line; empty before the first.
     """
 
     host: str
@@ -144,15 +144,15 @@ class Status:
     job : str
         Its name.
     state : State
-        Compares with text: `status.state == "running"`.
+        The state; it can be compared with a string: `status.state == "running"`.
     ended : bool
         Whether no process of the job runs any more.
     exit_code : int, optional
-        0, or that of the rank that failed first; None while it runs.
+        0, or the exit code of the rank that failed first; None while the job runs.
     reason : str
-        Why a scheduler lets the job wait, or ended it; else empty.
+        Why the job is pending, or why a scheduler ended it; otherwise empty.
     first_failure : FirstFailure, optional
-        None where nothing failed.
+        None if nothing failed.
     nodes : tuple of NodeStatus
         In the order of node ranks; empty while a scheduler has not allocated any.
     """
@@ -205,7 +205,7 @@ def _node_status(found: status.NodeStatus) -> NodeStatus:
 
 @dataclass(frozen=True)
 class Why:
-    """Why a job ended, or the state that it is in. `str(why)` is what `fab why` prints.
+    """Why a job ended, or its current state. `str(why)` is the report of `fab why`.
 
     Parameters
     ----------
@@ -214,21 +214,21 @@ class Why:
     state : str
         Its state.
     kind : str
-        What kind of cause: `script`, `node`, `stopped`, `succeeded`, `running`, and others.
+        Kind of the cause: `script`, `node`, `stopped`, `succeeded`, `running`, and others.
     cause : str
-        The cause, in words.
+        The cause, as human-readable text.
     fix : str
-        What to do; empty where nothing is known.
+        What to do; empty if unknown.
     certainty : str
-        `certain`, `probable`, `possible`; empty where nothing failed.
+        `certain`, `probable`, `possible`; empty if nothing failed.
     host : str
-        Where it failed first; empty where nothing failed.
+        The node of the first failure; empty if nothing failed.
     rank : int, optional
-        The rank that failed first; None where it was another process, or nothing failed.
+        The rank that failed first; None if another process failed first, or nothing failed.
     traceback : str
         The traceback of the first failure; empty if there is none.
     details : Mapping of str to Any
-        Everything that is known, as `fab why --json` prints it.
+        The whole diagnosis, as `fab why --json` prints it.
     """
 
     job: str
@@ -286,7 +286,7 @@ class Stopped:
     job : str
         Its name.
     state : State
-        Its state afterwards: `stopped`, or how it had ended before.
+        Its state afterwards: `stopped`, or its earlier final state.
     hosts : tuple of str
         Its nodes.
     ended_ranks, killed_ranks : int
@@ -338,7 +338,7 @@ class JobInfo:
     ended : bool
         Whether no process of it runs any more.
     launcher : str
-        What launched it.
+        Name of its launcher.
     hosts : tuple of str
         Its nodes; empty while a scheduler has not allocated any.
     world_size : int
@@ -365,7 +365,7 @@ class JobInfo:
 
     @classmethod
     def of(cls, record: Record) -> JobInfo:
-        """Return what a record says of its job.
+        """Return the job of a record.
 
         Parameters
         ----------

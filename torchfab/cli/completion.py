@@ -59,7 +59,6 @@ end
 complete --command {name} --no-files --arguments '(__{function}_complete)'
 """
 SCRIPTS: Mapping[str, str] = MappingProxyType({"bash": _BASH, "zsh": _ZSH, "fish": _FISH})
-FLAG = "print-completion-script"
 _HOST_FLAGS = ("H", "hosts", "node", "host", "forgive")
 _EMPTY: Callable[[], Sequence[str]] = tuple
 

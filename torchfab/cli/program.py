@@ -26,7 +26,7 @@ from invoke.loader import FilesystemLoader
 from invoke.parser import Parser, ParserContext
 
 import torchfab
-from torchfab.cli import completion, excepthook, parse_errors, project_settings
+from torchfab.cli import excepthook, parse_errors, project_settings
 from torchfab.cli.executor import Executor, args_after_dashes
 from torchfab.cli.flags import WORDS
 from torchfab.config import defaults, project
@@ -74,6 +74,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         with self._one_line():
             shell = _completion_shell(_before_dashes(sys.argv if argv is None else argv))
             if shell is not None:
+                from torchfab.cli import completion
+
                 print(completion.script(shell, _called_as()), end="")
                 raise Exit
             super().parse_core(argv)
@@ -212,6 +214,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
 
     def _print_candidates(self) -> None:
         """Print the completion candidates of the last word after `--`, one per line."""
+        from torchfab.cli import completion
+
         words = args_after_dashes(self.argv[1:]) or ()
         contexts = self.collection.to_contexts(ignore_unknown_help=True)
         tasks = {context.name: context for context in contexts}
@@ -453,7 +457,7 @@ def _completion_shell(words: list[str]) -> str | None:
     """Return the value of --print-completion-script; None if it is not given."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
-        if flag == f"--{completion.FLAG}":
+        if flag == "--print-completion-script":
             return value if equals else following
     return None
 

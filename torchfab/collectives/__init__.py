@@ -1,1 +1,1 @@
-"""Collectives of all ranks, aligned: which rank is in which call, and which one the others wait for. Pure."""
+"""Align the collectives of all ranks to find the call of each rank, and the rank that others wait for. Pure."""

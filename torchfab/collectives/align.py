@@ -1,4 +1,4 @@
-"""Align the collectives of all ranks: find the ranks that call another one than the others, or none.
+"""Align the collectives of all ranks: find ranks that call a different collective than the others, or none.
 
 Ranks of a process group must call the same collectives in the same order. The first call of a group that has not ended
 is compared on all of its ranks:
@@ -7,7 +7,7 @@ is compared on all of its ranks:
     not called            MISSING (the next one), BEHIND (several), GONE (the rank has ended)
     each waits in another group for the other             CYCLE
 
-A rank that waits in another group is a victim of what holds that group up, and is not blamed here.
+A rank that waits in another group is not reported as the cause; the rank that holds up that group is.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torchfab.core.format import duration
 from torchfab.core.inventory import fold_ranks
 from torchfab.core.lazy_dataclass import dataclass
 
-# A rank may be this late without anything to say about it: ranks are asked at slightly different times.
+# A rank that is late by less than this is not reported: ranks are asked at slightly different times.
 PATIENCE_S = 1.0
 # Operations for which the ranks must give tensors of equal size. (Of gather and scatter only one rank gives the list.)
 _EQUAL_SIZES = ("all_reduce", "allreduce", "broadcast", "reduce", "all_gather", "allgather", "reduce_scatter")
 
 
 class Kind(Enum):
-    """What is wrong with the collectives of a group; as `--json` names it."""
+    """Kinds of faults in the collectives of a group; the values are those of `--json`."""
 
     ORDER = "order"
     SIZE = "size"
@@ -40,12 +40,12 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What holds a process group up.
+    """A fault that holds up a process group.
 
     Parameters
     ----------
     kind : Kind
-        What it is.
+        Kind of the fault.
     ranks : tuple of int
         The ranks that differ from the others.
     hosts : tuple of str
@@ -67,19 +67,19 @@ class Verdict:
 
 
 def find_verdicts(snapshot: Snapshot, patience_s: float = PATIENCE_S) -> tuple[Verdict, ...]:
-    """Find what holds up the collectives of a job.
+    """Find the faults that hold up the collectives of a job.
 
     Parameters
     ----------
     snapshot : Snapshot
         The collectives of its ranks.
     patience_s : float
-        Say nothing of a rank that is late by less than this, in seconds. Default 1.
+        Do not report a rank that is late by less than this, in seconds. Default 1.
 
     Returns
     -------
     tuple of Verdict
-        The most certain first. Empty: nothing waits, or nothing is known.
+        The most certain first. Empty if no rank waits, or nothing is known.
     """
     fronts = [front for group in groups_of(snapshot) if (front := _front(snapshot, group))]
     waiting = {rank for front in fronts for rank in front.waiting}
@@ -119,7 +119,7 @@ def groups_of(snapshot: Snapshot) -> list[Group]:
 
 @dataclass(frozen=True)
 class _Front:
-    """The first call of a group that has not ended on some rank, and what each rank of the group is at."""
+    """The first call of a group that has not ended on some rank, and the position of each rank of the group."""
 
     group: Group
     number: int
@@ -134,7 +134,7 @@ class _Front:
 
     @property
     def age_s(self) -> float:
-        """How long the rank has waited that has waited longest."""
+        """The longest waiting time of its ranks, in seconds."""
         return max(self.calls[rank].age_s for rank in self.waiting)
 
     def name(self, call: Call) -> str:
@@ -172,7 +172,7 @@ def _judge(front: _Front, waiting: set[int], patience_s: float) -> Iterator[Verd
 
 
 def _mismatch(front: _Front) -> Verdict | None:
-    """Return the verdict on calls of one number that cannot belong together."""
+    """Return the verdict on calls of one number that do not match."""
     operations = {rank: call.operation for rank, call in front.calls.items()}
     if len(set(operations.values())) > 1:
         return _differing(front, Kind.ORDER, operations)
@@ -197,7 +197,7 @@ def _differing(front: _Front, kind: Kind, keys: Mapping[int, str]) -> Verdict:
 
 
 def _usual(keys: Mapping[int, str]) -> str:
-    """Return the key that most ranks have; of equally many, that of the lowest rank."""
+    """Return the most frequent key; of equally frequent ones, that of the lowest rank."""
     counts = Counter(keys[rank] for rank in sorted(keys))
     return max(counts, key=lambda key: counts[key])
 
@@ -241,7 +241,7 @@ def _where(front: _Front, ranks: Iterable[int]) -> str:
 
 
 def _describe_waiting(front: _Front, with_name: bool = True) -> str:
-    """Describe who waits where, and for how long."""
+    """Describe which ranks wait, in which call and for how long."""
     call = front.calls[front.waiting[0]]
     waits = "waits" if len(front.waiting) == 1 else "wait"
     where = f"in {front.name(call)}{call.details}" if with_name else f"there{call.details}"
@@ -255,9 +255,9 @@ def _verdict(front: _Front, kind: Kind, ranks: Sequence[int], words: str) -> Ver
 
 
 def _cycles(fronts: Sequence[_Front], patience_s: float) -> Iterator[Verdict]:
-    """Yield a verdict on ranks that wait in several groups, in each for one that waits in another one."""
+    """Yield a verdict on ranks that wait for each other in several groups."""
     held = [front for front in fronts if front.last and front.age_s >= patience_s]
-    while True:  # leave out the groups that lead out of the circle
+    while True:  # leave out the groups that are not part of the cycle
         inner = [front for front in held if any(set(front.last) & set(other.waiting) for other in held)]
         if len(inner) == len(held):
             break
@@ -280,5 +280,5 @@ def _named(ranks: Sequence[int]) -> str:
 
 
 def _others(ranks: Sequence[int]) -> str:
-    """Name the ranks that do the usual: each of a few, the number of many."""
+    """Name the other ranks: their numbers if they are fewer than three, otherwise their count."""
     return _named(ranks) if len(ranks) < 3 else f"{len(ranks)} others"

@@ -1,4 +1,4 @@
-"""Collectives of ranks as immutable values, from what the nodes report (`torchfab.remote.job.recorder`)."""
+"""Collectives of ranks as immutable values, from the reports of the nodes (`torchfab.remote.job.recorder`)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def users_line(frames: Sequence[CodeLine]) -> CodeLine | None:
     Returns
     -------
     CodeLine or None
-        The innermost frame of the user's own files; else the innermost outside torch; None if there is none.
+        The innermost frame of the user's own files, otherwise the innermost frame outside torch; None if there is none.
     """
     own = next((each for each in frames if each.is_own), None)
     return own or next((each for each in frames if not each.is_torch), None)
@@ -126,7 +126,7 @@ class Call:
 
     @property
     def details(self) -> str:
-        """Shape and place, in brackets behind the call: ` (float32[4], train.py:31)`; empty if neither is known."""
+        """Shape and place, in brackets after the call: ` (float32[4], train.py:31)`; empty if neither is known."""
         parts = [str(self.inputs), self.line.short if self.line else ""]
         shown = ", ".join(part for part in parts if part)
         return f" ({shown})" if shown else ""
@@ -152,7 +152,7 @@ class Group:
 
     @property
     def suffix(self) -> str:
-        """How a message names it behind a call: empty for the group of all ranks."""
+        """The text for it after a call in a message; empty for the group of all ranks."""
         if self.name == DEFAULT_GROUP:
             return ""
         if self.description and self.description != "undefined":
@@ -175,7 +175,7 @@ class RankHistory:
     calls : tuple of Call
         In the order of each group.
     line : CodeLine, optional
-        The line of the user's code where it is; None if it is not known.
+        The current line of the user's code; None if it is not known.
     has_ended : bool
         Whether the process has ended. Its calls are then mostly unknown.
     """
@@ -220,7 +220,7 @@ class Snapshot:
     ranks : Mapping of int to RankHistory
         The ranks that answered, and those that have ended.
     silent : Mapping of int to str
-        The ranks that run and whose collectives are not known, with the reason.
+        The running ranks whose collectives are not known, with the reason.
     """
 
     ranks: Mapping[int, RankHistory] = field(default_factory=dict)

@@ -11,8 +11,7 @@ from torchfab.core.console import write_out
 from torchfab.core.format import align_columns, plural
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
-from torchfab.monitoring.job_status import ask_status, rank_flag
-from torchfab.monitoring.job_watcher import describe_failure
+from torchfab.monitoring.job_status import ask_status, describe_failure, rank_flag
 from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.records import Record
 from torchfab.supervise import supervisor_status

@@ -1,7 +1,7 @@
-"""The defaults of the section `torchfab`: what holds where no file of settings names a value.
+"""The defaults of the section `torchfab`, for settings that no settings file contains.
 
-fabric.yaml of the clone holds the same values, with what each means; a test compares the two. Only there, a launch
-without a script runs train_llm.py, and records are in jobs.
+fabric.yaml of the clone has the same values, with comments; a test compares the two. They differ in two settings: in
+the clone, a launch without a script runs train_llm.py, and records are in jobs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 EXECUTOR = "torchfab.cli.executor.Executor"
-# Names of variables that travel from the launch machine to every process, as shell patterns.
+# Names of variables that are forwarded from the launch machine to every process, as shell patterns.
 FORWARD = (
     "NCCL_*",
     "GLOO_*",

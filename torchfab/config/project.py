@@ -1,4 +1,4 @@
-"""The project that a command belongs to: the nearest folder upwards that has settings of torchfab."""
+"""Find the project of a command: the nearest parent folder with settings of torchfab."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find(start: Path) -> Path | None:
     -------
     Path or None
         The nearest folder with a torchfab.yaml, or with a section `torchfab` in a fabric.yaml. None if there is none.
-        Files of other users in folders that everybody may write, such as /tmp, do not count.
+        Files of other users in world-writable folders, such as /tmp, are ignored.
     """
     start = start.absolute()
     return next((folder for folder in (start, *start.parents) if _is_project(folder)), None)
@@ -36,7 +36,7 @@ def _is_project(folder: Path) -> bool:
 
 
 def _may_be_planted(path: Path) -> bool:
-    """Return whether anybody can have put a file there, as into /tmp: settings name programs that run as the caller."""
+    """Return whether any user can have created a file, as in /tmp: settings name programs that run as the caller."""
     try:
         owner, folder = path.stat().st_uid, path.parent.stat()
     except OSError:

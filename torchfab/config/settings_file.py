@@ -17,7 +17,7 @@ SECTION = "torchfab"
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """What a torchfab.yaml holds.
+    """The content of a torchfab.yaml.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def read(path: Path, fabric_sections: Iterable[str]) -> SettingsFile:
     Raises
     ------
     UsageError
-        It cannot be read, is no mapping, names an unknown setting, or a value is not valid.
+        The file cannot be read, is not a mapping, names an unknown setting, or a value is not valid.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -77,7 +77,7 @@ def parse(text: str, where: str, fabric_sections: Iterable[str]) -> SettingsFile
     Raises
     ------
     UsageError
-        It is no mapping, names an unknown setting, or a value is not valid.
+        The text is not a mapping, names an unknown setting, or a value is not valid.
     """
     data, lines = _load(text, where)
     known = {*defaults.SETTINGS, *fabric_sections, SECTION}
@@ -115,7 +115,7 @@ def key_lines(text: str) -> Lines:
     Returns
     -------
     mapping of tuple of str to int
-        By section, and by section and setting; empty where it is no YAML mapping.
+        By section, and by section and setting; empty if the text is not a YAML mapping.
     """
     try:
         return _load(text, "")[1]

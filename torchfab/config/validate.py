@@ -54,11 +54,11 @@ def check_setting(name: str, value: Any, spelled: str, fix: str, prefix: str = "
     value : Any
         Its value.
     spelled : str
-        How an error names it: with its file and line, or its section.
+        Its name in an error, with file and line, or with its section.
     fix : str
-        What to do where the value is not valid.
+        The fix in the error for an invalid value.
     prefix : str
-        What stands in front of the name that an error proposes. Default: nothing.
+        Prefix of the name that an error suggests. Default: none.
 
     Raises
     ------
@@ -73,21 +73,21 @@ def check_setting(name: str, value: Any, spelled: str, fix: str, prefix: str = "
 
 
 def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
-    """Check the outer form of a file of settings; sections that the user has for tasks of his own pass.
+    """Check the structure of a settings file; unknown sections, for the user's own tasks, are allowed.
 
     Parameters
     ----------
     data : Any
-        What was read.
+        The content of the file.
     sections : iterable of str
-        The names of the sections that are known.
+        The names of the known sections.
     where : str
         The file.
 
     Raises
     ------
     UsageError
-        It is no mapping, a name is no text, or a section is nearly that of another name.
+        The content is not a mapping, a name is not a text, or the name of a section seems misspelt.
     """
     known = sorted(sections)
     if data is None:  # an empty file
@@ -111,12 +111,17 @@ def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
 
 
 def check_variables(environ: Iterable[str]) -> None:
-    """Check that every environment variable FABRIC_TORCHFAB_* names a setting; Fabric ignores others.
+    """Check that every environment variable FABRIC_TORCHFAB_* names a setting; Fabric ignores unknown ones.
+
+    Parameters
+    ----------
+    environ : iterable of str
+        The names of the environment variables.
 
     Raises
     ------
     UsageError
-        One does not.
+        A variable names no setting.
     """
     prefix = "FABRIC_TORCHFAB_"
     known = [prefix + name.upper() for name in defaults.SETTINGS]
@@ -126,18 +131,18 @@ def check_variables(environ: Iterable[str]) -> None:
 
 
 def unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> UsageError:
-    """Return the error for a name that is no setting, with the nearest one.
+    """Return the error for an unknown setting, with the nearest name.
 
     Parameters
     ----------
     what : str
-        How the error names it.
+        Description of the name in the error.
     name : str
         The name.
     known : iterable of str
         The names of the settings.
     prefix : str
-        What stands in front of the name that the error proposes. Default: nothing.
+        Prefix of the name that the error suggests. Default: none.
 
     Returns
     -------
@@ -151,7 +156,7 @@ def unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> Usa
 
 
 def _expected(name: str, value: Any) -> str:
-    """Return what the value of a setting must be; empty where the value is valid."""
+    """Return the expected form of a setting's value; empty if the value is valid."""
     if name in _COUNTS:
         minimum = _COUNTS[name]
         return "" if _is_number(value, minimum) and value == int(value) else f"a number of at least {minimum}"

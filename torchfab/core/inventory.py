@@ -3,7 +3,8 @@
 hosts   one host per line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
 gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
 
-`core/hostlines` parses one line; `core/hostfiles` reads files, also those of other tools.
+`core/hostlines` parses one line; `core/hostfiles` reads files, also those of other tools. Most commands fold names
+only, so `core/hostlines` is imported where a file is read.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torchfab.core.errors import InventoryError
-from torchfab.core.hostlines import HOST_KEYS, PROCESS_KEYS, parse_line, targets
-from torchfab.core.hostlines.words import EXPECTED, Line, lines_of
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node, Slot
+
+if TYPE_CHECKING:
+    from torchfab.core.hostlines.words import Line
 
 _Key = tuple[str, "int | None"]
 
@@ -60,6 +63,8 @@ def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
     InventoryError
         A line is not valid, or there is no host.
     """
+    from torchfab.core.hostlines.words import lines_of
+
     return hosts_from_lines(lines_of(text, origin), origin).nodes
 
 
@@ -83,6 +88,8 @@ def hosts_from_lines(lines: Iterable[Line], origin: str) -> Inventory:
     InventoryError
         A line is not valid, or there is no host.
     """
+    from torchfab.core.hostlines import HOST_KEYS, parse_line
+
     nodes: dict[_Key, Node] = {}
     notes: list[str] = []
     for line in lines:
@@ -138,6 +145,8 @@ def split_hosts_flag(hosts: str) -> str:
     str
         One host, or one range of hosts, per line.
     """
+    from torchfab.core.hostlines import targets
+
     return "\n".join(targets.split_list(hosts))
 
 
@@ -164,6 +173,8 @@ def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ..
     InventoryError
         A line is not valid, or there is no host.
     """
+    from torchfab.core.hostlines.words import lines_of
+
     found = gpus_from_lines(lines_of(text, origin), origin)
     return found.nodes, found.slots
 
@@ -187,6 +198,8 @@ def gpus_from_lines(lines: Iterable[Line], origin: str) -> Inventory:
     InventoryError
         A line is not valid, or there is no host.
     """
+    from torchfab.core.hostlines import PROCESS_KEYS, parse_line
+
     nodes: dict[_Key, Node] = {}
     slots: list[Slot] = []
     notes: list[str] = []
@@ -238,6 +251,8 @@ def _merge(line: Line, first: Node, node: Node, lines_before: int) -> Node:
 def _require_hosts(nodes: Iterable[Node], origin: str, notes: Sequence[str]) -> tuple[Node, ...]:
     found = tuple(nodes)
     if not found:
+        from torchfab.core.hostlines.words import EXPECTED
+
         drained = "; every line has slots=0" if notes else ""
         raise InventoryError(f"{origin}: names no host{drained}", EXPECTED)
     return found
@@ -258,6 +273,8 @@ def fold(hosts: Sequence[str]) -> str:
     """
     if len(hosts) < 2:
         return "".join(hosts)
+    from torchfab.core.hostlines import targets
+
     if not all(targets.HOST.fullmatch(host) for host in hosts):
         return ",".join(hosts)
     from ClusterShell.NodeSet import NodeSet

@@ -1,4 +1,4 @@
-"""Everything that a command reads from its environment, in one place, so that the rest is pure."""
+"""Read everything that a command takes from its environment, so that other code is pure."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class CommandContext:
     environ : Mapping of str to str
         The environment of the command.
     settings : ConnectionSettings
-        How to reach hosts.
+        The settings for connections to hosts.
     script : tuple of str, optional
-        The arguments after `--` on the command line: a script and its own arguments; None where there is no `--`.
+        The arguments after `--` on the command line: a script and its own arguments; None without `--`.
     command : Command, optional
-        What torchfab itself runs (`fab network`), instead of the arguments after `--`.
+        A command of torchfab itself (`fab network`), instead of the arguments after `--`.
     hosts : str
         The value of `-H`; empty if it was not given.
     mask_key : str
@@ -177,19 +177,19 @@ def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def setup_commands(given: str, ctx: CommandContext) -> str:
-    """Return the commands of `--setup`, or else of the setting.
+    """Return the commands of `--setup`, otherwise those of the setting.
 
     Parameters
     ----------
     given : str
-        The value of `--setup`; empty where it was not given.
+        The value of `--setup`; empty if it was not given.
     ctx : CommandContext
         The settings.
 
     Returns
     -------
     str
-        Empty for none.
+        Empty if there are none.
 
     Raises
     ------

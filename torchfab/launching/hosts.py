@@ -1,4 +1,4 @@
-"""The hosts of a command: those of `-H`, of a hosts or gpus file, or of the current Slurm allocation."""
+"""Read the hosts of a command from `-H`, a hosts or gpus file, or the current Slurm allocation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUPS = re.compile(r"@[A-Za-z0-9_.:-]+(,@[A-Za-z0-9_.:-]+)*")
 
 
 def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Read the hosts of a launch from `-H`, or else from the file.
+    """Read the hosts of a launch from `-H`, otherwise from the file.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node,
 
 
 def read_nodes(hostfile: str, ctx: CommandContext, file_format: str = "") -> tuple[Node, ...]:
-    """Read the hosts of a command from `-H`, or else from `--hostfile`, or else from the configured file.
+    """Read the hosts of a command from `-H`, otherwise from `--hostfile`, otherwise from the configured file.
 
     Parameters
     ----------
     hostfile : str
-        The value of `--hostfile`; empty where it was not given.
+        The value of `--hostfile`; empty if it was not given.
     ctx : CommandContext
         Working directory, configuration and the value of `-H`.
     file_format : str

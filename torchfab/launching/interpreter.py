@@ -1,6 +1,6 @@
-"""The interpreter that runs the training where no flag names one.
+"""Choose the interpreter of the training if no flag names one.
 
-Torchfab may be installed in an environment of its own (uv tool, pipx), beside that of the training.
+Torchfab may be installed in its own environment (uv tool, pipx), separate from that of the training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torchfab
 
 
 def default_python(environ: Mapping[str, str], project: Path) -> str:
-    """Return the interpreter of the training: in the clone the one that runs `fab`, else the first that fits.
+    """Return the interpreter of the training: in the clone the one that runs `fab`, otherwise the first that exists.
 
     These are tried, in this order: the activated virtual or conda environment; the environment that torchfab is
     installed in, if it has torch; `.venv` of the project; python3 on PATH.

@@ -1,6 +1,6 @@
 """Handling of Ctrl-C and of the signal of `fab stop` during a launch.
 
-Python delivers signals to its main thread only. A launch in another thread of a program leaves them alone.
+Python delivers signals only to its main thread. A launch in another thread does not change signal handlers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STOP_SIGNAL = signal.SIGUSR1  # sent by `fab stop` to a launch, which then rolls
 class StopOnSignal:
     """Treat SIGUSR1 (sent by `fab stop`) like Ctrl-C inside the block.
 
-    Afterwards the program's own handler is back; without one the signal is ignored, because it may still be on its way.
+    Afterwards the program's own handler is restored; without one the signal is ignored, because it may still arrive.
     """
 
     def __enter__(self) -> None:
@@ -69,7 +69,7 @@ class DeferInterrupts:
 
 
 def _handlers(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
-    """Return the handlers of some signals; none where they cannot be changed: in another thread, or set by C code."""
+    """Return handlers of signals, without those that cannot be changed: in another thread, or set by C code."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     found = {number: signal.getsignal(number) for number in numbers}

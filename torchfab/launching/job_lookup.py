@@ -54,7 +54,7 @@ def find_all(ctx: CommandContext, job: str = "") -> tuple[list[Record], dict[str
     Returns
     -------
     list of Record, dict of str to Exception
-        The latest first; their status is saved in them. Why the nodes of a job are unreachable, by job name.
+        The records, the latest first, with their status saved; and by job name, why nodes are unreachable.
     """
     records = [ctx.records.get(job)] if job else ctx.records.all()
     unfinished = [with_current_settings(record, ctx) for record in records if not record.last_seen()["ended"]]

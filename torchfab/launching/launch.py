@@ -102,7 +102,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
     if ctx.script is None and not script:
         example = "or set script in torchfab.yaml; torchfab init --example writes a script to try"
-        return UsageError("no script is given", f"write it behind --: -- train.py --batch-size 64; {example}")
+        return UsageError("no script is given", f"write it after --: -- train.py --batch-size 64; {example}")
     problem = "an empty argument" if script else "nothing"
     return UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
 
@@ -116,7 +116,7 @@ def _interpreter(flags: JobFlags, what: command.Command, ctx: CommandContext) ->
 
 
 def looked_at(path: str) -> command.Look | None:
-    """Return what a file of this machine is, from its `#!` line and its run bit.
+    """Return the `#!` line and the execute permission of a file of this machine.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def looked_at(path: str) -> command.Look | None:
     Returns
     -------
     Look or None
-        None where there is no such file.
+        None if there is no such file.
     """
     try:
         with open(path, "rb") as file:
@@ -138,7 +138,7 @@ def looked_at(path: str) -> command.Look | None:
 
 
 def default_name(script: Sequence[str], now: float) -> str:
-    """Return the name of a job that is given none.
+    """Return the default name of a job.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def default_name(script: Sequence[str], now: float) -> str:
     Returns
     -------
     str
-        What is launched, and the time.
+        The name of the script or module, and the time.
     """
     if script[0] == "-c":
         return f"code-{transaction.time_stamp(now)}"
@@ -219,13 +219,17 @@ def dry_run_text(request: LaunchRequest, ctx: CommandContext, skip: Container[st
 
     Parameters
     ----------
-    request, ctx, skip
-        As `show` takes them.
+    request : LaunchRequest
+        The launch.
+    ctx : CommandContext
+        The context of the command.
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
 
     Returns
     -------
     str
-        Shell that does the same without torchfab.
+        A shell script that does the same without torchfab.
     """
     nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
     return _dry_run(request.launcher, request.job, nodes, slots, ctx)
@@ -276,7 +280,7 @@ def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = 
 
 
 def _note_not_forwarded(job: Job, nodes: Sequence[Node], ctx: CommandContext) -> None:
-    """Name the variables of this terminal that may matter and do not reach the nodes; processes here inherit them."""
+    """Print a note about variables of this terminal that may matter and are not forwarded to the nodes."""
     names = environment.not_forwarded(ctx.environ, {*job.env, *job.secrets})
     if names and not all(node.is_local for node in nodes):
         are = "is" if len(names) == 1 else "are"
@@ -292,7 +296,7 @@ def _interrupted(name: str, records: Records) -> Interrupted:
 def build_request(
     launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
 ) -> LaunchRequest:
-    """Create the launch request of some flags, on `--nodes` nodes, or on all that are not skipped.
+    """Create the launch request of flags, for `--nodes` nodes, or for all nodes that are not skipped.
 
     Parameters
     ----------

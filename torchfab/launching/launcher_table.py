@@ -1,6 +1,6 @@
 """All launchers by name, each with the flags that it shares with others: for `fab launch-NAME` and the Python API.
 
-A launcher is imported when it launches: a command line names one of them, or none.
+A launcher is imported only when it launches, because a command needs at most one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torchfab import launchers
 from torchfab.cli import flags
 from torchfab.cli.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags
 
-# Over a hosts file, and over a gpus file; and those that hand a job over to a scheduler.
+# Launchers that start the job on hosts. BATCH: launchers that submit it to a scheduler.
 ON_HOSTS: Mapping[str, type[LaunchFlags]] = MappingProxyType(
     {
         "per-node": LaunchFlags,

@@ -1,4 +1,4 @@
-"""Look into a shell script that every rank is going to run: a launcher in it would start ranks inside every rank."""
+"""Search a shell script that every rank runs for launchers, which would start ranks inside every rank."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def describe_launcher(command: Sequence[str], cwd: str) -> str:
     Parameters
     ----------
     command : sequence of str
-        What every rank runs.
+        The command that every rank runs.
     cwd : str
         The working directory on this machine.
 
     Returns
     -------
     str
-        Empty if it is no shell script, or none is found.
+        Empty if it is not a shell script, or no launcher is found.
     """
     name = command[1] if os.path.basename(command[0]) in SHELLS and len(command) > 1 else command[0]
     try:

@@ -19,7 +19,7 @@ from torchfab.records import Record
 
 
 def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Record | None:
-    """Submit a job to the scheduler of the launcher's runtime, or print what would be submitted.
+    """Submit a job to the scheduler of the launcher's runtime, or print the submission (`--dry-run`).
 
     Parameters
     ----------
@@ -52,20 +52,23 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     with DeferInterrupts():
         record = records.with_details(record, **details)
         record.note("submitted", **details)
-        records.end_launch(
-            name
-        )  # from here on `fab stop` ends the job, and not this process, which may follow its logs
+        # From here on, `fab stop` ends the job rather than this process, which may follow the logs.
+        records.end_launch(name)
     _announce(submission, record)
     return record
 
 
 def plan(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Submission:
-    """Return what is submitted: its `text` is the dry run.
+    """Return the submission of a job; its `text` is the dry run.
 
     Parameters
     ----------
-    launcher, flags, own, ctx
-        As `submit` takes them.
+    launcher : module
+        The launcher.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        The context of the command.
 
     Returns
     -------

@@ -16,7 +16,7 @@ _MOST_SUFFIXES = 100
 
 
 def names_to_try(name: str, now: float) -> tuple[str, ...]:
-    """Return the names that a launch may take: a name that it made up itself may be that of another one of that second.
+    """Return the names that a launch may take: two launches in one second have the same default name.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def names_to_try(name: str, now: float) -> tuple[str, ...]:
 
 
 def time_stamp(now: float) -> str:
-    """Return the end of a name that a launch makes up.
+    """Return the last part of a default job name.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _claim(records: Records, names: Sequence[str]) -> Path:
 
 @contextmanager
 def claimed_name(records: Records, *names: str) -> Iterator[Path]:
-    """Hold a job's name during its launch. A launch that fails releases the name, unless something of the job may run.
+    """Hold a job's name during its launch. A failed launch releases the name, unless processes of the job may run.
 
     `fab stop` interrupts the launch inside the block.
 
@@ -70,7 +70,7 @@ def claimed_name(records: Records, *names: str) -> Iterator[Path]:
     records : Records
         The records of launched jobs.
     *names : str
-        The job's name, and others to take if it is taken.
+        The job's name, and alternatives if it is taken.
 
     Yields
     ------
@@ -95,7 +95,7 @@ def claimed_name(records: Records, *names: str) -> Iterator[Path]:
 
 
 def has_started(records: Records, name: str) -> bool:
-    """Return whether the record of a job says that it has started.
+    """Return whether a job has started, according to its record.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def has_started(records: Records, name: str) -> bool:
     Returns
     -------
     bool
-        False where there is no record.
+        False if there is no record.
     """
     try:
         return any(event["event"] == "started" for event in records.get(name).events())

@@ -1,4 +1,4 @@
-"""Tell from repeated looks at a job's files when a checkpoint is whole, and describe it; pure."""
+"""Detect from repeated listings of a job's files when a checkpoint is complete, and describe it. Pure."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class SavedFile:
     Parameters
     ----------
     host : str
-        Where it is; a file that several hosts share is counted once, on the first.
+        The host; a file that several hosts share is counted once, for the first.
     path : str
-        Its path, relative to the job's working directory where it is below that.
+        Its path, relative to the job's working directory if it is in that directory.
     within : str
         Its path within the folder of checkpoints.
     size : int
         In bytes.
     after_s : float
-        When it last changed, in seconds after the first look.
+        Time of its last change, in seconds after the first listing.
     whole : bool
-        It has its final name, and no rank has it open for writing.
+        Whether it has its final name, and no rank has it open for writing.
     """
 
     host: str
@@ -55,12 +55,12 @@ class SavedFile:
 
 
 class CheckpointSave:
-    """What is known of a save that was requested.
+    """The progress of a requested save.
 
     Parameters
     ----------
     first : Mapping of Node to CheckpointAnswer
-        What the hosts answered before the request.
+        The answers of the hosts before the request.
     """
 
     def __init__(self, first: Mapping[Node, CheckpointAnswer]) -> None:
@@ -85,14 +85,14 @@ class CheckpointSave:
         }
 
     def feed(self, answers: Mapping[Node, CheckpointAnswer], now_s: float) -> None:
-        """Add what the hosts answered.
+        """Add the answers of the hosts.
 
         Parameters
         ----------
         answers : Mapping of Node to CheckpointAnswer
-            From all hosts in `requests`.
+            The answers of all hosts in `requests`.
         now_s : float
-            When, by a monotonic clock, in seconds.
+            Time of the answers, by a monotonic clock, in seconds.
         """
         found: dict[tuple[Any, ...], SavedFile] = {}
         for node, answer in sorted(answers.items(), key=lambda item: item[0].rank):
@@ -106,12 +106,12 @@ class CheckpointSave:
         self.logged_step = max((each.step for each in answers.values() if each.step is not None), default=None)
 
     def is_whole(self, now_s: float) -> bool:
-        """Return whether there is a checkpoint, and nothing of it has changed for a while.
+        """Return whether there is a complete checkpoint that has not changed for 2 s.
 
         Parameters
         ----------
         now_s : float
-            By the same clock as in `feed`.
+            The current time, by the clock of `feed`, in seconds.
 
         Returns
         -------

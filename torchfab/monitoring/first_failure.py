@@ -1,4 +1,4 @@
-"""The rank that failed first, as `fab why` finds it: for the commands that name it without the whole diagnosis."""
+"""Find the rank that failed first as `fab why` does, for commands that do not print the whole diagnosis."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LONGEST = 160  # characters
 def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
     """Return the status of a failed job with the first failure that `fab why` names.
 
-    The rank that ended first is often not the one that failed first: it only lost the other one. The logs show it, and
-    they are asked for only once a job has failed.
+    The rank that ended first is often not the one that failed first: it may only have lost its connection to that one.
+    The logs show this; they are requested only after a job has failed.
 
     Parameters
     ----------
@@ -41,13 +41,13 @@ def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
 
     try:
         found = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
-    except TorchfabError:  # what is known by now is still worth printing
+    except TorchfabError:  # the known status is still worth printing
         return job
     return replace(job, diagnosed=_failure(found.first, found.cause.words)) if found.first else job
 
 
 def _failure(first: Failure, words: str) -> status.Failure:
-    """Return a failure in the words of `fab why`, so that all commands describe it alike."""
+    """Return a failure with the description of `fab why`, so that all commands describe it in the same words."""
     how = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
     how += "; it still runs" if first.is_running else ""
     if first.rank is None and not first.process:

@@ -54,16 +54,16 @@ class Snapshot:
     ----------
     time : float
         Seconds since the epoch.
-    views : tuple of View
+    views : tuple of HostLoad
         The nodes, in their order.
     job : str
         The name of the job to show. Empty: none.
     job_ranks : frozenset of int
-        The ranks of those nodes that the job was launched on.
+        The ranks of the nodes that the job was launched on.
     stall_s : float
         Seconds of silence after which the job counts as hanging. Default 0: never.
     min_nodes : int
-        As in the job's record.
+        Minimum number of nodes of an elastic job, as in its record. Default 0: all nodes.
     """
 
     time: float
@@ -101,7 +101,7 @@ def job_status(snapshot: Snapshot) -> JobStatus | None:
 
 
 def job_progress(snapshot: Snapshot) -> JobLoad | None:
-    """Select the progress of the node with the largest step, or without steps of the one that logs most.
+    """Return the progress on the node with the largest step, or, without steps, on the node that logs most.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def job_runs_on(view: HostLoad) -> bool:
 
     Parameters
     ----------
-    view : View
+    view : HostLoad
         The node.
 
     Returns
@@ -217,7 +217,7 @@ def _program(process: GpuLoadProcess) -> str:
 
 
 def gpu_mark(gpu: GpuLoad, runs: bool) -> str:
-    """Return the remark on a GPU: it is sick, or it draws little power although the job runs on it.
+    """Return the remark on a GPU that has a fault, or that draws little power although the job runs on it.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def gpu_mark(gpu: GpuLoad, runs: bool) -> str:
     Returns
     -------
     str
-        Empty for a GPU in order.
+        Empty for a healthy GPU.
     """
     if gpu.sick:
         return gpu.sick
@@ -244,7 +244,7 @@ def host_rows(views: Sequence[HostLoad]) -> list[tuple[str, ...]]:
 
     Parameters
     ----------
-    views : sequence of View
+    views : sequence of HostLoad
         The hosts.
 
     Returns

@@ -22,7 +22,7 @@ def diagnose_job(record: Record) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        Why it ended, or the state that it is in.
+        Why it ended, or its current state.
     """
     from torchfab.why import diagnosis
 

@@ -1,4 +1,4 @@
-"""The status of a job and how it ended, for every command that tells it."""
+"""Ask for the status of a job, and describe how it ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from torchfab import runtimes
 from torchfab.core.format import duration
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.job_watcher import describe_failure
 from torchfab.records import Record
 
 
@@ -48,7 +47,7 @@ def rank_flag(found: JobStatus) -> str:
 
 
 def end_message(record: Record, status: JobStatus) -> str:
-    """Describe how a job ended, with the commands that tell more.
+    """Describe how a job ended, with the commands for details.
 
     Parameters
     ----------
@@ -73,3 +72,22 @@ def end_message(record: Record, status: JobStatus) -> str:
     is_named = code is None or re.search(rf"exit code {code}\b", failure)
     parts = (f"job {record.name} failed: {failure}", "" if is_named else f"exit code {code}", next_commands)
     return "; ".join(filter(None, parts))
+
+
+def describe_failure(job: JobStatus) -> str:
+    """Describe why a job failed.
+
+    Parameters
+    ----------
+    job : JobStatus
+        Its status.
+
+    Returns
+    -------
+    str
+        The scheduler's reason, or the first failure.
+    """
+    if job.reason:
+        return job.reason
+    first = job.first_failure
+    return str(first) if first else f"job is {job.state}"

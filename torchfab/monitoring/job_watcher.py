@@ -18,6 +18,7 @@ from torchfab.core.log_lines import Line, batches, lines_of_host, render_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.first_failure import with_first_failure
+from torchfab.monitoring.job_status import describe_failure
 from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.monitoring.status_tracker import StatusTracker
@@ -90,7 +91,7 @@ class Printer:
         Parameters
         ----------
         lines : sequence of Line
-            In the order in which they are printed; equal ones of several ranks may be folded.
+            Lines in the order of printing; equal lines of several ranks may be folded.
         """
         write_verbatim(render_lines(lines, self.folding))
 
@@ -104,7 +105,7 @@ class Printer:
         return Printer(self.folding, self.reports)
 
     def finish(self) -> None:
-        """Print what is left at the end of the logs."""
+        """Print the remaining lines at the end of the logs."""
         self.live = self.live or not self.waiting
         self.waiting += self.report_filter.release()
         self.flush()
@@ -166,7 +167,7 @@ class JobWatcher:
         Returns
         -------
         JobStatus
-            How the job ended.
+            The final status of the job.
         """
         for _ in self.steps(request, nodes):
             pass
@@ -177,8 +178,10 @@ class JobWatcher:
 
         Parameters
         ----------
-        request, nodes
-            As for `run`.
+        request : Mapping
+            Which log lines to show, as for the runtime's `follow`.
+        nodes : sequence of Node, optional
+            The nodes to follow. Default None: all.
 
         Yields
         ------
@@ -292,22 +295,3 @@ class JobWatcher:
                 self.stop_failed = True
                 unclear = NodeStatus(report.node, State.UNREACHABLE, "it may still run there")
                 self.tracker.apply(NodeEnded(unclear))
-
-
-def describe_failure(job: JobStatus) -> str:
-    """Describe why a job failed.
-
-    Parameters
-    ----------
-    job : JobStatus
-        Its status.
-
-    Returns
-    -------
-    str
-        The scheduler's reason, or the first failure.
-    """
-    if job.reason:
-        return job.reason
-    first = job.first_failure
-    return str(first) if first else f"job is {job.state}"

@@ -1,4 +1,4 @@
-"""Which log lines of a job are read: the request for the nodes' log readers, from the flags of `fab logs`."""
+"""Build the request for the nodes' log readers from the flags of `fab logs`, and check its ranks."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def log_request(rank: str, lines: int | str, grep: str, follow: bool) -> dict[st
     try:
         re.compile(grep)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from None
+        raise UsageError(f"--grep {grep!r} is not a regular expression: {error}") from None
     ranks = list(inventory.parse_ranks(rank)) if rank else None
     count = None if lines == "all" else int(lines)
     return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
 
 
 def check_ranks(ranks: Iterable[int], record: Record) -> None:
-    """Check that a job has some ranks.
+    """Check that a job has the given ranks.
 
     Parameters
     ----------

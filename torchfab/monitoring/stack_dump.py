@@ -65,7 +65,7 @@ def collect(record: Record, options: StackOptions) -> StackDump:
 
     Returns
     -------
-    Dump
+    StackDump
         The stacks, and the reasons for those that are missing.
 
     Raises
@@ -84,7 +84,7 @@ def collect(record: Record, options: StackOptions) -> StackDump:
 
 
 def describe_collectives(record: Record) -> list[str]:
-    """Return what holds the collectives of a running job up, without its stacks.
+    """Return the findings about the collectives of a running job, without its stacks.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def render(record: Record, options: StackOptions | None = None) -> str:
     record : Record
         The job.
     options : StackOptions, optional
-        Which stacks to collect, and how to show them. Default None: as without flags.
+        Which stacks to collect, and how to show them. Default None: the defaults of `StackOptions`.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def render(record: Record, options: StackOptions | None = None) -> str:
     Raises
     ------
     UsageError, TorchfabError
-        As `dump`.
+        As `collect`.
     """
     from torchfab.stacks import report
 

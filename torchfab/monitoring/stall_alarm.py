@@ -19,7 +19,7 @@ class StallAlarm:
     """Detects that a job has fallen silent.
 
     The log lines that arrive here may be a subset of all (`--rank`, `--grep`), and their times come from another clock.
-    So when none has arrived for a while, the alarm requests the job's status in the background, and decides on that.
+    When none has arrived for a while, the alarm therefore requests the job's status in the background and checks that.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class StallAlarm:
     status : callable
         Requests and returns the job's status.
     explain : callable
-        Returns lines that say why it is silent. It runs in a thread when the alarm is raised. Default: none.
+        Returns lines that explain the silence. It runs in a thread when the alarm is raised. Default: no lines.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StallAlarm:
             self._clear(0.0)
 
     def poll(self) -> None:
-        """Request the job's status when it is due, and report what the last one shows. Call this often."""
+        """Request the job's status when it is due, and raise or clear the alarm by the last one. Call this often."""
         if self.stall_s > 0 and (answer := self.poller.poll(min(self.stall_s, _RECHECK_S))):
             self._handle(answer)
 

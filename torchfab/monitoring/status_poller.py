@@ -1,4 +1,4 @@
-"""Poll the status of a job in the background, while the caller goes on."""
+"""Poll the status of a job in the background."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchfab.core.status import JobStatus
 
 
 class StatusPoller:
-    """Requests a job's status when it is due, one request at a time, and hands over the answer later.
+    """Requests a job's status when it is due, one request at a time; a later `poll` returns the answer.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class StatusPoller:
     due_at : float
         When the next request is due. It may be set at any time.
     is_waiting : bool
-        Whether the answer of a request has not been handed over yet.
+        Whether `poll` has not returned the answer to a request yet.
     """
 
     def __init__(self, request: Callable[[], JobStatus], due_at: float | None = None) -> None:
@@ -46,12 +46,12 @@ class StatusPoller:
         Returns
         -------
         JobStatus or None
-            None where no answer has arrived. A request that failed with a TorchfabError is repeated, not reported.
+            None if no answer has arrived. A request that failed with a TorchfabError is repeated, not reported.
 
         Raises
         ------
         Exception
-            The request failed with anything but a TorchfabError.
+            The request failed with another exception than a TorchfabError.
         """
         if self.is_waiting and not self._answers.empty():
             answer = self._answers.get()

@@ -1,4 +1,4 @@
-"""Combine the events of a job, and its polled status, into what is known of the job."""
+"""Combine the events and the polled status of a job into its last known status."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ class StatusTracker:
         Parameters
         ----------
         event : Event
-            Of all kinds only the end of a node, a failure on it, and the status of a scheduler's job, change what is
-            known.
+            Only the end of a node, a failure on a node, and the status of a scheduler's job change the known status.
         """
         if isinstance(event, NodeEnded):
             self.ended[event.status.node.rank] = event.status
@@ -61,7 +60,7 @@ class StatusTracker:
             self._note_failure()
 
     def apply_polled(self, polled: JobStatus) -> None:
-        """Record a polled status. What a node has reported at its end takes precedence.
+        """Record a polled status. The report of a node at its end takes precedence.
 
         Parameters
         ----------
@@ -107,7 +106,7 @@ class StatusTracker:
         Returns
         -------
         JobStatus
-            That of the scheduler, where there is one.
+            The scheduler's status, if the job has a scheduler.
         """
         if self.scheduler_status is not None:
             return self.scheduler_status

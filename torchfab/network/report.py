@@ -82,7 +82,7 @@ class Link:
     gbit : float
         Bus bandwidth of an all-reduce between their ranks, Gbit/s.
     latency_s : float
-        Of the fastest all-reduce of a few bytes, in seconds.
+        Duration of the fastest all-reduce of a few bytes, in seconds.
     """
 
     a: int
@@ -168,8 +168,8 @@ class SlowLinks:
 def find_slow(links: Sequence[Link]) -> SlowLinks | None:
     """Find slow nodes and links: those with less than half of the typical bandwidth.
 
-    All links of a slow node are slow, and with few nodes these can be most of all links. So the typical bandwidth is
-    the median over the best link of each node: the best link of a healthy node leads to another healthy node.
+    All links of a slow node are slow, and with few nodes these can be most of all links. The typical bandwidth is
+    therefore the median of the best link of each node: the best link of a healthy node leads to another healthy node.
 
     Parameters
     ----------

@@ -9,7 +9,6 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
-from torchfab.remote.tmux import SERVER
 
 # Options that a configuration file may set and that would end a job, or keep the server after its last session.
 _KEEPING = (
@@ -40,6 +39,8 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     write_err(f"to leave it running: {detach}; Ctrl-C stops the process")
     target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
     # TMUX is set if this terminal runs inside tmux, which then refuses to attach.
+    from torchfab.remote.tmux import SERVER
+
     head, attach = ("env", "-u", "TMUX", *SERVER), ("attach-session", "-t", target)
     if node.is_local:
         source = ("source-file", "-q", os.path.expanduser(conf), *_KEEPING) if conf else ()

@@ -27,7 +27,7 @@ class Group:
     Parameters
     ----------
     meaning : Meaning
-        What their stacks mean.
+        The interpretation of their stacks.
     state : str
         The process state that they share if it is in STATE_NAMES; otherwise empty.
     ranks : tuple of RankStack
@@ -40,7 +40,7 @@ class Group:
 
     @property
     def activity(self) -> str:
-        """What the ranks are doing, as it follows the word `is`."""
+        """The activity of the ranks, as the text after `rank 3 is`."""
         parts = [STATE_NAMES[self.state]] if self.state else []
         own, frames = self.meaning.own, self.ranks[0].frames
         if self.meaning.activity:
@@ -48,7 +48,7 @@ class Group:
         elif own or frames:
             parts.append(f"in {_location(own or frames[0])}")
         elif not parts:
-            parts.append("in no Python function: it begins, or ends")
+            parts.append("in no Python function: it is starting or ending")
         return ", ".join(parts)
 
     @property
@@ -72,7 +72,7 @@ def group(stacks: Sequence[RankStack], exact: bool = False) -> list[Group]:
     Parameters
     ----------
     stacks : sequence of RankStack
-        Of ranks that run.
+        The stacks of running ranks.
     exact : bool
         Whether to compare every frame and every line number. Default False.
 
@@ -93,7 +93,7 @@ def group(stacks: Sequence[RankStack], exact: bool = False) -> list[Group]:
 
 
 def _sort_key(group: Group) -> tuple[Any, ...]:
-    # Among groups of the same size, those that wait for other ranks come last: the cause is with the others.
+    # Among groups of the same size, those that wait for other ranks come last: the other groups are the likely cause.
     return group.state not in _UNHEALTHY, len(group.ranks), group.meaning.for_ranks, _rank_order(group.ranks[0])
 
 

@@ -1,4 +1,4 @@
-"""Recognise what a stack is doing: which collective it waits in, or that it waits for data, sleeps or saves."""
+"""Interpret a stack: the collective that it waits in, or that it waits for data, sleeps or saves."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _COLLECTIVES = (
 
 @dataclass(frozen=True)
 class Signature:
-    """A pattern for a frame, and what such a frame means.
+    """A pattern for a frame, and the meaning of such a frame.
 
     Parameters
     ----------
     file, function : str
         Regular expressions: `file` is searched in the path, `function` must match the whole name.
     activity : str
-        What the rank is doing, as it follows the word `is`; `{function}` stands for the function's name.
+        The activity of the rank, as the text after `rank 3 is`; `{function}` is replaced by the function's name.
     waits : bool
-        Whether the rank may stay there for ever. Default True.
+        Whether the rank may stay there indefinitely. Default True.
     for_ranks : bool
-        Whether it waits for other ranks, which are then the cause. Default False.
+        Whether it waits for other ranks, which are then the likely cause. Default False.
     """
 
     file: str
@@ -82,14 +82,14 @@ _CALL_PATTERNS = (
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a stack means.
+    """The meaning of a stack.
 
     Parameters
     ----------
     activity : str
-        As it follows the word `is`: `in all_reduce`, `in time.sleep`; empty if nothing is recognised.
+        The text after `rank 3 is`: `in all_reduce`, `in time.sleep`; empty if nothing is recognised.
     waits : bool
-        Whether the rank may stay there for ever.
+        Whether the rank may stay there indefinitely.
     for_ranks : bool
         Whether it waits for other ranks.
     depth : int
@@ -106,7 +106,7 @@ class Meaning:
 
 
 def find_meaning(frames: Sequence[Frame]) -> Meaning:
-    """Return what a stack means.
+    """Return the meaning of a stack.
 
     Parameters
     ----------

@@ -94,9 +94,9 @@ class RankStack:
     threads : tuple of Thread
         The main thread first; empty if there is no stack.
     problem, signal : str
-        Why py-spy, and why the signal, returned no stack; empty if it did.
+        Why py-spy and the signal returned no stack; empty if they did.
     ended : bool
-        Whether it has ended; `code` is its exit code, where known.
+        Whether it has ended; `code` is its exit code, if known.
     """
 
     node: Node
@@ -129,11 +129,11 @@ class NodeStacks:
     node : Node
         The node.
     ranks : tuple of RankStack
-        Those of the job that ran there, also if they have ended.
+        The job's ranks on this node, including those that have ended.
     py_spy : str
         Where py-spy was found: beside the interpreter, on the PATH, or sent; empty if nowhere.
     rights : Mapping
-        What decides whether a process may trace another one: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+        The settings that determine whether a process may trace another one: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
     collectives : tuple of RankHistory
         The collectives of the ranks whose probe answered.
     """
@@ -177,7 +177,7 @@ class StackDump:
 
     @property
     def collectives(self) -> Snapshot:
-        """The collectives of the ranks: of those whose probe answered, and which ranks have ended."""
+        """The collectives of the ranks whose probe answered, and the ranks that have ended."""
         ended = {
             each.rank: RankHistory(each.rank, each.node.label, has_ended=True)
             for each in self.ended

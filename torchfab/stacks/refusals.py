@@ -16,9 +16,9 @@ def explain(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, str]:
     Parameters
     ----------
     stack : RankStack
-        Of a rank that runs but has no stack.
+        A running rank without a stack.
     rights : Mapping
-        As the node reports them: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+        The node's report: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
 
     Returns
     -------
@@ -39,9 +39,12 @@ def _explain_py_spy(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, s
         install = "pip install 'torchfab[stacks]' here, which is sent to nodes; or py-spy beside the training there"
         return "no py-spy there, and none that runs there could be sent", f"{install}; {_FAULTHANDLER}"
     if "python version" in problem.lower() or "find a python" in problem.lower():
-        return f"it is no Python program that py-spy knows ({problem})", _FAULTHANDLER
+        return f"py-spy does not recognise it as a Python program ({problem})", _FAULTHANDLER
     if problem.startswith("no answer"):
-        return f"{problem} (state {stack.state})", "give it longer: --timeout 60; or see its kernel: dmesg, on the node"
+        return (
+            f"{problem} (state {stack.state})",
+            "raise the time limit: --timeout 60; or read the kernel log on the node: dmesg",
+        )
     return f"py-spy: {problem}", _FAULTHANDLER
 
 

@@ -72,7 +72,7 @@ def summary(dump: StackDump, found: Sequence[Group]) -> str:
     if not dump.running:
         return "no rank runs" + (" on the nodes that answered" if dump.unreachable else "")
     if not found:
-        return f"no stack of {_count(dump.running)} could be had"
+        return f"no stack of {_count(dump.running)} is available"
     if len(found) == 1:
         ranks = found[0].ranks
         subject = f"all {len(ranks)} ranks are" if len(ranks) > 1 else f"{_describe_ranks(ranks)} is"
@@ -91,7 +91,7 @@ def summary(dump: StackDump, found: Sequence[Group]) -> str:
 
 
 def verdict_lines(dump: StackDump) -> list[str]:
-    """Return what holds the collectives of a job up, a line for each finding.
+    """Return the findings about the collectives of a job, one line each.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def verdict_lines(dump: StackDump) -> list[str]:
     Returns
     -------
     list of str
-        Empty: nothing waits, or nothing is known.
+        Empty if no rank waits, or nothing is known.
     """
     return [strip_controls(f"collectives: {each.words}") for each in find_verdicts(dump.collectives)]
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol
 
+from msgspec import Struct
+
 from torchfab.core.errors import HostError
-from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport import bundle, messages
 from torchfab.transport.messages import AnswerType, Header, MalformedError, Problem, Request
@@ -64,16 +65,14 @@ class Channel(Protocol):
         """Close stdin and stdout."""
 
 
-@dataclass(frozen=True)
-class Pending(Generic[AnswerType]):
+class Pending(Struct, Generic[AnswerType], frozen=True):
     """A request that was sent and is not answered yet: its number, and the type of its answer."""
 
     number: int
     answer_type: type[Any]
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(Struct, frozen=True):
     header: Header
     data: bytes
 

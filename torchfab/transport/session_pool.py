@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
-from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import Request
@@ -25,8 +24,7 @@ Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Struct)
 
 
-@dataclass(frozen=True)
-class Response(Generic[Answer]):
+class Response(Struct, Generic[Answer], frozen=True):
     """The answer of a node, with its times.
 
     Parameters

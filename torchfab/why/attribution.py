@@ -50,7 +50,14 @@ _LAST_WARNINGS = 8
 # Signatures of a library's errors whose exception only says that it failed.
 _VAGUE = ("nccl-error", "hccl-error", "mpi-error", "nvshmem-error")
 _NO_CUDA = re.compile(r"CUDA initialization: ")
-_ABOUT_GPUS = re.compile(r"cuda|gpu|device|accelerator|nvidia", re.IGNORECASE)
+# What a script raises, or asserts, if it finds no GPU.
+_GPUS = r"(?:GPUs?|CUDA|accelerators?|(?:CUDA |GPU )?devices?)\b"
+_MISSES_GPUS = re.compile(
+    r"is_available\(\)|device_count\(\)"
+    rf"|\b(?:no|needs?|requires?|without|cannot|can't|unable|not (?:find|found|have|see|detect))\b.{{0,40}}\b{_GPUS}"
+    rf"|\b{_GPUS}.{{0,40}}\b(?:not|unavailable|missing|required|needed)\b",
+    re.IGNORECASE,
+)
 _LAST_CHARS = 400  # of a traceback: its last frames and its message
 _PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
@@ -274,7 +281,7 @@ def _misses_gpu(reading: Reading, lines: Match) -> bool:
     """Return whether a script's own exception about GPUs follows a warning of torch that CUDA could not start."""
     if reading.traceback is None or reading.match is not None:
         return False
-    return bool(_NO_CUDA.search(lines.line) and _ABOUT_GPUS.search(reading.traceback.text[-_LAST_CHARS:]))
+    return bool(_NO_CUDA.search(lines.line) and _MISSES_GPUS.search(reading.traceback.text[-_LAST_CHARS:]))
 
 
 def _confirmed(
@@ -288,7 +295,8 @@ def _confirmed(
             cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
         else:
             cause = replace(cause, words=f"{cause.words} ({fact})")
-    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading):
+    extra = _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading)
+    if extra := extra or _raised_after(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
     elif "most often" in match.signature.words:  # and no fact of the node confirms it
         certainty = min(certainty, PROBABLE, key=_rank_of)
@@ -387,6 +395,12 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
         return ""
     warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)][-_LAST_WARNINGS:]
     return f"{_PRINTED_BEFORE}: {warned[0].strip()[:200]}" if warned else ""  # the others follow from it
+
+
+def _raised_after(match: Match, reading: Reading) -> str:
+    """Return the script's own exception after torch's warning that CUDA could not start; empty if there is none."""
+    is_warning = match is reading.from_lines and _misses_gpu(reading, match)
+    return f"then it raised {reading.member.first_line[:200]}" if is_warning and reading.member else ""
 
 
 def _said_before(match: Match, reading: Reading) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -106,6 +107,13 @@ class Failure:
         if self.rank is not None:
             return f"rank {self.rank} on {self.host}"
         return f"the {self.process} on {self.host}" if self.process else self.host
+
+
+# The first line of what a launcher itself prints after a rank has failed: torchrun, DeepSpeed, Open MPI, MPICH.
+_LAUNCHER_REPORT = re.compile(
+    r"^.*(?:failed \(exitcode: |ChildFailedError|sigkill_handler|^-{60,}$|processes exited with|BAD TERMINATION).*",
+    re.MULTILINE,
+)
 
 
 def all_failures(evidence: Evidence) -> list[Failure]:
@@ -237,8 +245,9 @@ def _read(node: NodeEvidence, label: int | str | None, attempt: int | None = Non
     reading = read(logs_of(node, label), reports_of(node, label, attempt))
     if reading.text.strip() or reading.traceback or label == "agent":
         return reading
-    # It printed nothing into a log of its own: what the launcher's log says last may be its words.
-    return replace(reading, last_words=last_words(logs_of(node, "agent")))
+    # It printed nothing into a log of its own: what is in the launcher's log may be its words.
+    logs = [replace(log, text=_LAUNCHER_REPORT.split(log.text)[0]) for log in logs_of(node, "agent")]
+    return replace(reading, last_words=last_words(logs))
 
 
 def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure:

@@ -11,7 +11,7 @@ import pytest
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.job_watcher import describe_failure
+from torchfab.monitoring.job_status import describe_failure
 from torchfab.records import Record
 from torchfab.runtimes.slurm.state import job_status
 from torchfab.transport.messages.slurm import SlurmStatus
