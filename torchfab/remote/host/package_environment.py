@@ -157,13 +157,15 @@ def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:
     _remove(folder, marker)
     new = [uv, "venv", "--python", request["python"]] if uv else [request["python"], "-m", "venv"]
     _run([*new, folder], request, deadline)
-    version = _run([python, "-c", "import platform; print(platform.python_version())"], request, deadline).strip()
-    _check_version(version, request["requires"])
+    ask = [python, "-c", "import platform; print(platform.python_version())"]
+    if request["requires"]:
+        _check_version(_run(ask, request, deadline).strip(), request["requires"])
     listed = os.path.join(folder, _REQUIREMENTS)
     job_files.write_text(listed, request["requirements"])
     flags = ["--disable-pip-version-check", "--no-input"]
     install = [uv, "pip", "sync", "--python", python] if uv else [python, "-m", "pip", "install", *flags, "-r"]
     _run([*install, listed], request, deadline)
+    version = _run(ask, request, deadline).strip()
     tool = "uv" if uv else "pip"
     kept = {"digest": request["digest"], "source": request["source"], "tool": tool, "python": version}
     job_files.write_json(marker, {**kept, "time": time.time()})
