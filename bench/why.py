@@ -117,7 +117,7 @@ def make_job(case: Case, hosts: Hosts) -> None:
 
 
 def grow_logs(case: Case, hosts: Hosts) -> None:
-    """Put lines of a training before what each rank printed; ranks that printed the same share one file."""
+    """Insert lines of a training before the output of each rank; ranks with equal output share one file."""
     size = int(case.node_gb * GB / case.ranks)
     made: dict[str, Path] = {}
     for path in sorted(hosts.folder.glob("*/.torchfab/jobs/x-*/node-*/rank-*/output.log")):
@@ -159,7 +159,7 @@ def training_lines(count: int) -> bytes:
 
 
 def write_times(path: Path, size: int, ended: float) -> None:
-    """Write when the log had which size, as a supervisor does: once a second, here for the last hour."""
+    """Write the times at which the log reached each size, as a supervisor does: each second, here for the last hour."""
     lines = [f"{ended - 3600 + second:.2f} {size * second // 3600} output.log\n" for second in range(1, 3601)]
     path.write_text("".join(lines))
 
@@ -202,7 +202,7 @@ def _check(hosts: Hosts, case: Case) -> None:
 
 
 def node_figures(hosts: Hosts, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield what the node of the rank that raised takes: its logs not in memory, and the best of some rounds."""
+    """Yield the cost on the node of the rank that raised: with logs not in memory, and the best of several rounds."""
     node = max(hosts.folder.glob("*/.torchfab/jobs/x-*/node-*"), key=lambda path: int(path.name.partition("-")[2]))
     for path in node.glob("*/output.log"):
         with path.open("rb") as file:

@@ -280,7 +280,9 @@ def _orphan(number: int) -> Cluster | None:
     except (OSError, json.JSONDecodeError):
         return None
     owner = record["owner"]
-    mine = mine and record.get("pid_namespace") == _pid_namespace()  # elsewhere a living owner is not seen
+    mine = (
+        mine and record.get("pid_namespace") == _pid_namespace()
+    )  # in another pid namespace a living owner is not visible
     return Cluster(Layout.from_json(record)) if mine and owner and not Process(**owner).alive() else None
 
 

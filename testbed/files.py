@@ -59,7 +59,7 @@ def _write_etc(layout: Layout) -> None:
 
 
 def _not_for_everybody(folder: str, names: list[str]) -> set[str]:
-    """Return what not to copy: what not everybody may read, such as private keys, and what is no file."""
+    """Return the names that are not copied: files that are not world-readable (private keys), and special files."""
     return {name for name in names if not _is_for_everybody(Path(folder, name))}
 
 

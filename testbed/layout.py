@@ -165,12 +165,12 @@ class Layout:
 
     @property
     def etc(self) -> Path:
-        """What is /etc in every node: a copy of the machine's, as it was when the cluster started."""
+        """The folder that is mounted as /etc in every node: a copy of the machine's /etc when the cluster started."""
         return self.run_dir / "etc"
 
     @property
     def hosts(self) -> Path:
-        """What is /etc/hosts in every node of a netns cluster."""
+        """The file that is mounted as /etc/hosts in every node of a netns cluster."""
         return self.run_dir / "etc-hosts"
 
     def to_json(self) -> dict[str, Any]:

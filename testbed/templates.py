@@ -73,7 +73,7 @@ def _known_names(node: NodeLayout) -> str:
 
 
 def hostfile(layout: Layout) -> str:
-    """Return the `hosts` file: one node a line."""
+    """Return the `hosts` file: one node per line."""
     return "".join(_inventory_line(node) for node in layout.nodes)
 
 

@@ -89,7 +89,7 @@ def _position(item: pytest.Item) -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Drop what a failed test left open; otherwise its ResourceWarnings make a later test fail, which is intact."""
+    """Drop objects that a failed test left open; otherwise their ResourceWarnings make a later test fail."""
     result = yield
     if hasattr(sys, "last_value"):  # pytest keeps the exception, and thus all objects of the test, until the next one
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
@@ -137,7 +137,7 @@ def _stop_signal() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _called_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every test begin as `fab`: what it is called is set once for a process."""
+    """Let every test begin with the program name `fab`, which is set once per process."""
     monkeypatch.setattr(program_name, "_called", [ProgramName()])
 
 

@@ -1,4 +1,4 @@
-"""Small factories for torchfab's values: a test gives the values that matter, the rest have defaults."""
+"""Factories for torchfab's values: a test passes the relevant values, the others have defaults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_job(**values: Any) -> Job:
 
 
 def make_nodes(*hosts: str | Mapping[str, Any]) -> tuple[Node, ...]:
-    """Return nodes in this order, each from its host name, or from the values that differ from the default."""
+    """Return nodes in the given order, each from its host name, or from the values that differ from the defaults."""
     given = [{"host": each} if isinstance(each, str) else dict(each) for each in hosts]
     return tuple(Node(**{"rank": rank, "origin": f"hosts:{rank + 1}", **values}) for rank, values in enumerate(given))
 

@@ -20,7 +20,7 @@ Refused = TypeVar("Refused", bound=Exception)
 
 
 def fuzzed(*drawn: SearchStrategy[Any], **named: SearchStrategy[Any]) -> Callable[[Test], Test]:
-    """Mark a property-based test of a parser of foreign text: 100 examples in the suite, 10,000 in `inv fuzz`.
+    """Mark a property-based test of a parser of untrusted text: 100 examples in the suite, 10,000 in `inv fuzz`.
 
     It replaces hypothesis' `given`; a `settings` beside it would override the number of examples.
     """
@@ -33,7 +33,7 @@ def fuzzed(*drawn: SearchStrategy[Any], **named: SearchStrategy[Any]) -> Callabl
 
 
 def refusal(kind: type[Refused], work: Callable[[], object]) -> Refused | None:
-    """Return the error of this kind that `work` raises; None if it raises none."""
+    """Return the error of the given type that `work` raises; None if it raises no error."""
     try:
         work()
     except kind as error:

@@ -1,1 +1,1 @@
-"""The parts of bench/launch.py: many hosts on one machine, the tools that are compared, measuring, the tables."""
+"""Modules of bench/launch.py: many hosts on one machine, the compared tools, measurements and tables."""

@@ -1,4 +1,4 @@
-"""Factories for reports of nodes that are healthy but for given changes."""
+"""Factories for reports of nodes that are healthy except for given changes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 def make_node(
     rank: int, changes: Mapping[str, Any] | None = None, connection_changes: Mapping[str, Any] | None = None
 ) -> NodeReport:
-    """Return a node that is healthy but for the changes."""
+    """Return a node that is healthy except for the changes."""
     return NodeReport(
         Node(rank, f"node{rank + 1}"),
         msgspec.convert(merge(probe(rank), changes or {}), ProbeAnswer),
@@ -106,7 +106,7 @@ def make_node(
 
 
 def four_nodes(odd: NodeReport) -> list[NodeReport]:
-    """Return four nodes, all healthy but for this one in its place."""
+    """Return four nodes, all healthy except the given one."""
     return [odd if rank == odd.node.rank else make_node(rank) for rank in range(4)]
 
 

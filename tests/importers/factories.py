@@ -1,4 +1,4 @@
-"""Reads launch files in tests, and checks that fab takes the command lines that come out."""
+"""Import launch files in tests, and check that fab accepts the resulting command lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TASKS = {
 
 
 def read(text: str, name: str = "file") -> Draft:
-    """Return the command line for a launch file, after a check that fab takes its flags."""
+    """Return the command line for a launch file, after checking that fab accepts its flags."""
     draft = importers.read(dedent(text), name)
     check_flags(draft)
     return draft
@@ -46,5 +46,5 @@ def command(draft: Draft) -> list[str]:
 
 
 def notes(draft: Draft) -> dict[str, str]:
-    """Return what was not carried over, with the reasons."""
+    """Return the parts that were not carried over, with the reasons."""
     return {f"{each.number}: {each.text}": each.reason for each in draft.skipped}

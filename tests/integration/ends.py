@@ -1,4 +1,4 @@
-"""A script whose ranks are asked to end, each in a different situation, and what became of them."""
+"""A script whose ranks are asked to end, each in a different situation, and checks of their ends."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def await_ready(out: Path, ranks: int) -> bool:
 
 
 def read_ends(out: Path, ranks: int) -> list[RankEnd]:
-    """Return what each rank noted of its end."""
+    """Return the notes that each rank wrote about its end."""
     return [_read_end(out, rank) for rank in range(ranks)]
 
 

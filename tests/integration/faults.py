@@ -1,4 +1,4 @@
-"""The fault matrix: every fault that torchfab must survive, and what is checked after each.
+"""The fault matrix: every fault that torchfab must survive, and the checks after each.
 
 A test causes a fault and records the results as a row of the matrix, with the methods of `Row`. Each asserts what must
 hold. The table of all rows is printed at the end of the run; `inv reliability` writes it into the docs.

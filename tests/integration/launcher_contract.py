@@ -90,7 +90,7 @@ def check_arguments_and_failure(fab: Fab, *task: str) -> None:
 
 
 def shown(fab: Fab, *words: str) -> dict[str, Any]:
-    """Return what a command prints with --json."""
+    """Return the JSON output of a command."""
     found: dict[str, Any] = json.loads(fab(*words, "--json").stdout)
     return found
 

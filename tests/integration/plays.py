@@ -251,7 +251,7 @@ def unfolded(text: str) -> list[int]:
 
 
 def shown(stage: Stage, *words: str) -> dict[str, Any]:
-    """Return what a command prints with --json."""
+    """Return the JSON output of a command."""
     found: dict[str, Any] = json.loads(stage.fab(*words, "--json").stdout)
     return found
 

@@ -1,4 +1,4 @@
-"""Any command behind `--`: what each kind prints on two hosts, and what is refused before anything starts."""
+"""Any command after `--`: output of each kind on two hosts, and commands that are refused before anything starts."""
 
 from __future__ import annotations
 

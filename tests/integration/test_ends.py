@@ -1,4 +1,4 @@
-"""Every end of a job lets its ranks save: a matrix of ends, launchers and what the ranks do.
+"""Every end of a job lets its ranks save: a matrix of ends, launchers and kinds of ranks.
 
 The suite gives each end once. With `--ends`, which `inv reliability` passes, every launcher gives every end, and ranks
 save for as long as in a real job.
@@ -107,7 +107,7 @@ class Stage:
         assert ends.await_ready(self.out, RANKS), self.run("logs", "x")
 
     def stop(self) -> str:
-        """Stop the job with the grace of its launch; return what is said of its ranks."""
+        """Stop the job with the grace of its launch; return the report about its ranks."""
         stopped = ok(self.run("stop", "x"))
         assert "job x: stopped" in stopped.stdout, stopped
         found = re.findall(r"^\d+ ranks? .*$", stopped.stdout, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The environment of ranks: what the node, the launch machine and the flags give them."""
+"""The environment of ranks: variables of the node, of the launch machine and of flags."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def forwarding(fab: Fab, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
 
 
 def ask(fab: Fab, url: str) -> str:
-    """Connect as a browser would, on the launch machine; return what the server says, empty for a refusal."""
+    """Connect like a browser on the launch machine; return the server's answer, empty for a refusal."""
     code = (
         "import socket,sys;s=socket.create_connection(('127.0.0.1',int(sys.argv[1])));s.sendall(b'you');"
         "print(s.recv(100).decode())"

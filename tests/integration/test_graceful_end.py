@@ -74,7 +74,7 @@ LAUNCHERS = {
 
 
 def is_installed(launcher: str) -> str:
-    """Return what a launcher lacks here; empty if it is installed."""
+    """Return the missing requirement of a launcher; empty if it is installed."""
     for module in ("deepspeed", "colossalai"):
         if module in launcher and not launcher_contract.has_module(module):
             return f"{module} is not installed"
@@ -107,7 +107,7 @@ def launch(fab: Fab, launcher: str, script: str, *args: str, ranks: int = 4) -> 
 
 
 def saved(out: Path) -> dict[int, dict[str, Any]]:
-    """Return what each rank saved."""
+    """Return the files that each rank saved."""
     return {int(path.stem): json.loads(path.read_text()) for path in out.glob("*.json")}
 
 

@@ -61,7 +61,7 @@ class Project:
         return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
     def __call__(self, *args: str, below: str = "") -> str:
-        """Run `torchfab ARGS...`, which must succeed; return what it prints."""
+        """Run `torchfab ARGS...`, which must succeed; return its output."""
         done = self.run(*args, below=below)
         assert done.returncode == 0, done
         return done.stdout + done.stderr

@@ -51,7 +51,7 @@ class Launch:
         os.killpg(self.process.pid, number)
 
     def await_interrupted(self) -> str:
-        """Wait until `fab` prints that it was interrupted; return what it has printed on stderr."""
+        """Wait until `fab` prints that it was interrupted; return its stderr so far."""
         assert self.process.stderr
         lines = []
         for line in self.process.stderr:

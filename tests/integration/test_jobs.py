@@ -100,7 +100,7 @@ while True:
 
 
 def dumps(fab: Fab, count: int, folder: Path | None = None) -> dict[int, dict[str, Any]]:
-    """Return what each rank of DUMP wrote."""
+    """Return the output of each rank of DUMP."""
     paths = [(folder or fab.workdir) / f"{rank}.json" for rank in range(count)]
     assert eventually(lambda: all(path.exists() for path in paths), 60), list(fab.workdir.iterdir())
     return {rank: json.loads(path.read_text()) for rank, path in enumerate(paths)}

@@ -1,4 +1,4 @@
-"""Logins that a real sshd refuses: the error says what it allows, and which key cannot be used."""
+"""Logins that a real sshd refuses: the error names the allowed methods and the unusable keys."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_wrong_keys_before_the_right_one_end_no_connection_without_a_login(serve
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
-    """Return what adds a key to an ssh-agent of this test."""
+    """Return a function that adds a key to an ssh-agent of this test."""
     path = tmp_path / "agent"
     process = subprocess.Popen([require("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     assert eventually(path.exists, 5)

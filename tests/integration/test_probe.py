@@ -50,7 +50,7 @@ def launched(fab: Fab, name: str, script: str, *words: str) -> None:
 
 
 def verdicts(fab: Fab, name: str) -> list[dict[str, Any]]:
-    """Return what `fab stacks` says about collectives, once it says anything."""
+    """Return the lines of `fab stacks` about collectives, once there are any."""
     found: list[dict[str, Any]] = []
 
     def has_any() -> bool:

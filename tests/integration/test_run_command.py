@@ -14,7 +14,7 @@ from torchfab.remote import procfs
 
 
 def run(fab: Fab, *words: str) -> Done:
-    """Run `fab run WORDS`, of which those behind `--` are the command."""
+    """Run `fab run WORDS`; the words after `--` are the command."""
     return fab("run", "--hostfile", str(fab.cluster.hostfile), *words)
 
 

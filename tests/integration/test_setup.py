@@ -1,4 +1,4 @@
-"""`--setup`: what a node's login shell makes of it reaches the ranks; its failure stops the launch."""
+"""`--setup`: its changes of the environment reach the ranks; its failure stops the launch."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(fab: Fab, *lines: str, flags: tuple[str, ...] = ()) -> str:
-    """Launch a script that shows its environment with a gpus file of these lines; return what it printed."""
+    """Launch a script that shows its environment with a gpus file of these lines; return its output."""
     fab.write("show.py", SHOW)
     gpus = fab.write("my_gpus", "".join(f"node{number} {line}\n" for number, line in enumerate(lines, start=1)))
     return ok(fab("launch-per-gpu", "--gpufile", str(gpus), *flags, "--follow", "--", "show.py")).stdout

@@ -130,7 +130,7 @@ class Kills:
         self.took_s = max(self.took_s, time.monotonic() - begun)
 
     def kill(self, *args: str, cwd: Path | None = None, is_alone: bool | None = None) -> str:
-        """Start a command and kill it, alone or with its child processes; return what happened, for error messages."""
+        """Start a command and kill it, alone or with its child processes; return a description for error messages."""
         self.seed += 1
         chance = random.Random(self.seed)
         after_s = chance.uniform(0, 1.1 * self.took_s)
@@ -148,7 +148,7 @@ class Kills:
         return f"seed {self.seed}: {args[:1]} killed after {after_s:.3f} s, alone {is_alone}: {stdout}{stderr}"
 
     def found(self, what: str) -> None:
-        """Count what the next command found."""
+        """Count the findings of the next command."""
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def assert_clear(self, files: set[str], story: str) -> None:
@@ -160,7 +160,7 @@ class Kills:
 
 @pytest.fixture
 def kills(fab: Fab, request: pytest.FixtureRequest) -> Iterator[Kills]:
-    """What kills commands; what it counted is in the report."""
+    """The object that kills commands; its counts are in the report."""
     made = Kills(fab, FIRST_SEED)
     (fab.workdir / "tmp").mkdir()
     fab.own(fab.workdir / "tmp")

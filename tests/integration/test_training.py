@@ -78,7 +78,7 @@ class Forked:
         self.process.terminate()
 
     def output(self) -> str:
-        """Wait for the end; return what it printed."""
+        """Wait for the end; return the output."""
         self.process.join(240)
         return self.file.read_text(errors="replace")
 
@@ -112,7 +112,7 @@ class Training(subprocess.Popen[bytes]):
             super().__init__(argv, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
     def output(self) -> str:
-        """Wait for the end; return what it printed."""
+        """Wait for the end; return the output."""
         self.wait(timeout=240)
         return self.file.read_text(errors="replace")
 

@@ -1,4 +1,4 @@
-"""`fab trust`: what it shows, what it asks, what it writes, and whom ssh and a launch let in afterwards."""
+"""`fab trust`: its output, its question, the keys it writes, and the hosts that ssh and a launch then accept."""
 
 from __future__ import annotations
 

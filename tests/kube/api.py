@@ -118,7 +118,7 @@ class API:
     # ---- objects
 
     def names(self) -> list[str]:
-        """Give what there is, as `jobs/gpt2`."""
+        """Return the existing objects, as `jobs/gpt2`."""
         with self.moved:
             return sorted(f"{plural}/{name}" for _, plural, name in self.objects if plural != "events")
 
@@ -141,7 +141,7 @@ class API:
         return item
 
     def remove(self, plural: str, name: str, namespace: str = "default") -> None:
-        """Remove an object, and what it owns."""
+        """Remove an object, and the objects that it owns."""
         with self.moved:
             item = self.objects.pop((namespace, plural, name), None)
             if item is None:

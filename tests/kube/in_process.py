@@ -76,7 +76,7 @@ class Here:
         return job_lookup.find(name, self.ctx)
 
     def prints(self, *texts: str) -> str:
-        """Wait until all of these texts are printed; give what was printed since the last call."""
+        """Wait until all of these texts are printed; return the output since the last call."""
         printed = ""
 
         def there() -> bool:
@@ -88,25 +88,25 @@ class Here:
         return printed
 
     def output(self) -> str:
-        """Give what was printed since the last call, on stdout and stderr."""
+        """Return the output since the last call, on stdout and stderr."""
         out, err = self.capsys.readouterr()
         return str(out + err)
 
     def status(self, name: str = "gpt2") -> str:
-        """Give what `fab status` prints."""
+        """Return the output of `fab status`."""
         self.output()
         status.show_status(self.find(name), watch=False, as_json=False, stall_s=0.0)
         return self.output()
 
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
-        """Give what `fab logs` prints."""
+        """Return the output of `fab logs`."""
         self.output()
         request = log_request(rank, lines or "all", grep, follow=False)
         logs.show_logs(self.find(name), request, printer=Printer(), stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:
-        """Give the exit code of `fab stop` and what it prints."""
+        """Return the exit code and the output of `fab stop`."""
         self.output()
         return stop.stop(self.find(name), grace_s), self.output()
 

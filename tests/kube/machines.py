@@ -1,4 +1,4 @@
-"""Machines that run the pods of an Indexed Job as processes: what controllers, kubelets and the cluster's DNS do.
+"""Machines that run the pods of an Indexed Job as processes, in the place of controllers, kubelets and DNS.
 
 Each pod lives in the network namespace of a rehearsal node, with its own /etc/hosts that knows the pods by the names of
 the headless Service. Its output is its log; its end is told in its status, the termination message with it.
@@ -27,7 +27,7 @@ _SYNC_S = 1.0  # the Job's controller waits so long for the ends of further pods
 
 
 class Machines:
-    """Run the pods of every Job that is created; `close` kills what is left."""
+    """Run the pods of every Job that is created; `close` kills the remaining processes."""
 
     def __init__(self, api: API, cluster: Cluster, folder: Path) -> None:
         self.api, self.cluster, self.folder = api, cluster, folder

@@ -45,6 +45,8 @@ class Push:
         The working directory of nodes that have no own one, and the interpreter that creates the environment.
     timeout_s : float
         Time limit for each node, in seconds.
+    requires : str
+        Versions of Python that the project needs. Default: any.
     """
 
     packages: PackageList
@@ -53,6 +55,7 @@ class Push:
     workdir: str
     python: str
     timeout_s: float
+    requires: str = ""
 
     def request(self, node: Node) -> PushEnvRequest:
         """Return the request for a node."""
@@ -65,6 +68,7 @@ class Push:
             digest=self.packages.digest,
             source=self.packages.source,
             timeout_s=self.timeout_s,
+            requires=self.requires,
         )
 
     def folder(self, node: Node) -> str:
@@ -143,7 +147,8 @@ def make_push(flags: PushEnvFlags, ctx: CommandContext) -> Push:
         raise UsageError(f"{ctx.root} has no {names}", "create one, or give a package list with --requirements")
     packages = replace(requirements_file.read(found), source=_source(found, ctx.root))
     text = _export(found) if found.name == requirements_file.LOCK else packages.text
-    return Push(packages, text, flags.path, workdir, flags.python, flags.timeout)
+    requires = requirements_file.requires_python(found)
+    return Push(packages, text, flags.path, workdir, flags.python, flags.timeout, requires)
 
 
 def _source(path: Path, root: Path) -> str:

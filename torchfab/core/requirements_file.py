@@ -14,6 +14,7 @@ from torchfab.core.lazy_dataclass import dataclass
 LOCK = "uv.lock"
 NAMES = (LOCK, "requirements.txt")
 _INCLUDE = re.compile(r"(-r|--requirement|-c|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<name>\S+)\s*(?:#.*)?")
+_REQUIRES = re.compile(r'^requires-python = "([^"\n]*)"', re.MULTILINE)
 _MOST_FILES = 50
 
 
@@ -41,6 +42,16 @@ class PackageList:
 def find(folder: Path) -> Path | None:
     """Return the package list of a project: uv.lock, or else requirements.txt; None if there is none."""
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+
+
+def requires_python(path: Path) -> str:
+    """Return the versions of Python that a uv.lock is for, such as `>=3.11, <3.13`; empty for other package lists."""
+    if path.name != LOCK:
+        return ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = _REQUIRES.search(path.read_text())
+        return found[1] if found else ""
+    return ""
 
 
 def digests(folder: Path, sources: Iterable[str] = NAMES) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Texts of hosts files, and what is read of them."""
+"""Parse texts of hosts files in tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SHOWN = ("user", "port", "address", "slots", "gpus")
 
 
 def read(text: str, file_format: str = "", groups: tuple[str, ...] = ()) -> HostFile:
-    """Return what is read of a text."""
+    """Return the parsed content of a text."""
     return parse_hosts(Source(text, "hosts", groups), file_format)
 
 
 def hosts(found: HostFile) -> list[Any]:
-    """Return each host: its name, or a dict of its name and what its line says besides."""
+    """Return each host: its name, or a dict of its name and the other values of its line."""
     return [_host({"host": node.host, **{k: getattr(node, k) for k in _SHOWN}}) for node in found.inventory.nodes]
 
 

@@ -32,7 +32,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def push(tmp_path: Path, **values: Any) -> dict[str, Any]:
     base = {"folder": str(tmp_path / "my env"), "workdir": str(tmp_path / "project"), "python": "3.11"}
-    given = {"requirements": "a==1\n", "digest": "d1", "source": "uv.lock", "timeout_s": 20.0}
+    given = {"requirements": "a==1\n", "digest": "d1", "source": "uv.lock", "timeout_s": 20.0, "requires": ""}
     return package_environment.push({**base, **given, **values})
 
 
@@ -53,6 +53,38 @@ def test_uv_makes_the_environment_and_its_list_is_recorded(tmp_path: Path, log: 
     mark = package_environment.read_marker(f"{folder}/bin/python")
     assert mark is not None
     assert (mark["digest"], mark["source"]) == ("d1", "uv.lock")
+
+
+def test_a_python_that_the_project_does_not_support_is_refused_and_nothing_is_left(tmp_path: Path, log: Path) -> None:
+    have = ".".join(map(str, sys.version_info[:3]))
+    text = problem(push(tmp_path, requires=">=3.9, <3.10"))
+    assert text == (
+        f"the project needs Python >=3.9, <3.10, and the environment would have {have} | "
+        "name another interpreter of that node: --python python3.12, or a path"
+    )
+    assert not (tmp_path / "my env").exists()
+    assert "pip" not in log.read_text()
+    assert push(tmp_path, requires=">=3.9, !=3.9.1")["made"]
+
+
+@pytest.mark.parametrize(
+    ("version", "requires", "fits"),
+    [
+        *(("3.11.7", each, True) for each in ("", ">=3.11", ">=3.9,<4", "==3.11.*", "~=3.10", "~=3.11.2", "!=3.12.*")),
+        *(("3.11.7", each, False) for each in (">=3.12", "<3.11", "==3.10.*", "~=3.11.8", "!=3.11.*", ">3.11.7")),
+        *(("3.13.0rc1", each, True) for each in (">=3.13", "<3.14", "unknown")),
+    ],
+)
+def test_versions_of_python_are_compared_by_number(version: str, requires: str, fits: bool) -> None:
+    if fits:
+        package_environment._check_version(version, requires)
+    else:
+        with pytest.raises(package_environment.PushError, match="the project needs Python"):
+            package_environment._check_version(version, requires)
+
+
+def test_folders_above_the_environment_are_made(tmp_path: Path, log: Path) -> None:
+    assert push(tmp_path, folder=str(tmp_path / "envs" / "a" / "b"))["made"]
 
 
 def test_the_same_list_is_not_made_again_and_another_is(tmp_path: Path, log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,6 +21,8 @@ MARKER = "torchfab-env.json"
 _REQUIREMENTS = "torchfab-requirements.txt"
 _UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin")
 _SHOWN_LINES = 8
+_SPECIFIER = re.compile(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(\.\*)?")
+_NUMBER = re.compile(r"\d+")
 
 
 class PushError(Exception):
@@ -63,7 +66,8 @@ def push(request: dict[str, Any]) -> dict[str, Any]:
     ----------
     request : dict
         `folder` (absolute path of the environment), `workdir`, `python` (that creates the environment, or a version for
-        uv), `requirements` (text), `digest` and `source` (of the requirements file), `timeout_s`.
+        uv), `requirements` (text), `digest` and `source` (of the requirements file), `timeout_s`, and `requires`
+        (versions of Python; empty: any).
 
     Returns
     -------
@@ -101,6 +105,7 @@ def _lock(request: dict[str, Any], deadline: float) -> Iterator[None]:
     """Wait while another node creates the same folder on a shared file system."""
     path = request["folder"].rstrip("/") + ".torchfab-lock"
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(path, "w")  # closed below; the file remains, because removing it would allow two locks
     except OSError as error:
         raise PushError(f"cannot write {path}: {error.strerror}", "allow writing, or give another --path") from None
@@ -152,16 +157,41 @@ def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:
     _remove(folder, marker)
     new = [uv, "venv", "--python", request["python"]] if uv else [request["python"], "-m", "venv"]
     _run([*new, folder], request, deadline)
+    ask = [python, "-c", "import platform; print(platform.python_version())"]
+    if request["requires"]:
+        _check_version(_run(ask, request, deadline).strip(), request["requires"])
     listed = os.path.join(folder, _REQUIREMENTS)
     job_files.write_text(listed, request["requirements"])
     flags = ["--disable-pip-version-check", "--no-input"]
     install = [uv, "pip", "sync", "--python", python] if uv else [python, "-m", "pip", "install", *flags, "-r"]
     _run([*install, listed], request, deadline)
-    version = _run([python, "-c", "import platform; print(platform.python_version())"], request, deadline).strip()
+    version = _run(ask, request, deadline).strip()
     tool = "uv" if uv else "pip"
     kept = {"digest": request["digest"], "source": request["source"], "tool": tool, "python": version}
     job_files.write_json(marker, {**kept, "time": time.time()})
     return tool, version
+
+
+def _check_version(version: str, requires: str) -> None:
+    """Raise PushError if a version of Python is not one that the project needs."""
+    if not all(_satisfies(version, *match) for match in _SPECIFIER.findall(requires)):
+        raise PushError(
+            f"the project needs Python {requires}, and the environment would have {version}",
+            "name another interpreter of that node: --python python3.12, or a path",
+        )
+
+
+def _satisfies(version: str, sign: str, wanted: str, star: str) -> bool:
+    """Return whether a version satisfies a specifier of PEP 440, such as `>=3.11`, `==3.11.*` or `~=3.10`."""
+    want = [int(part) for part in wanted.split(".") if part.isdigit()]
+    have = [int(part) for part in _NUMBER.findall(version)[:3]]
+    have, want = have + [0] * (len(want) - len(have)), want if star else want + [0] * (len(have) - len(want))
+    if sign in ("==", "!="):
+        return (have[: len(want)] == want) == (sign == "==")
+    if sign == "~=":
+        prefix = wanted.split(".")[:-1]
+        return have >= want and version.split(".")[: len(prefix)] == prefix
+    return {">=": have >= want, "<=": have <= want, ">": have > want, "<": have < want}[sign]
 
 
 def _remove(folder: str, marker: str) -> None:

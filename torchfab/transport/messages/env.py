@@ -44,6 +44,8 @@ class PushEnvRequest(Request[PushEnvAnswer], frozen=True, tag="push_env"):
         Digest and name of the requirements file.
     timeout_s : float
         Time limit in seconds.
+    requires : str
+        Versions of Python that the project needs. Default: any.
     """
 
     folder: str
@@ -53,4 +55,5 @@ class PushEnvRequest(Request[PushEnvAnswer], frozen=True, tag="push_env"):
     digest: str
     source: str
     timeout_s: float
+    requires: str = ""
     ANSWER = PushEnvAnswer
