@@ -106,7 +106,24 @@ def pull(record: Record, paths: Sequence[str], to: str, ranks: str, ctx: Command
 
 @contextmanager
 def forward(record: Record, port: str, host: str, ctx: CommandContext) -> Iterator[str]:
-    """Forward a port for the time of a block; yield its URL."""
+    """Forward a port of a job's node for the duration of a block.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    port : str
+        `PORT`, `LOCAL:PORT` or `tensorboard`.
+    host : str
+        Host or rank of the node; empty for the first, or the one on which tensorboard runs.
+    ctx : CommandContext
+        The context of the command.
+
+    Yields
+    ------
+    str
+        The URL on this machine.
+    """
     from torchfab.transport.ssh import forward as tunnels
 
     target, local_port, settings = forward_command.target_of((record.name, port), host, ctx)

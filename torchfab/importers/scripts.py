@@ -388,7 +388,18 @@ def _note_unknown(draft: Draft, launch: Launch, settings: dict[str, str]) -> Non
 
 
 def other_commands(draft: Draft) -> str:
-    """Return the commands of a script that are of no known kind, for a message; empty for none."""
+    """Describe the commands of a script that could not be converted, for a message.
+
+    Parameters
+    ----------
+    draft : Draft
+        The draft of the script.
+
+    Returns
+    -------
+    str
+        The last three of them; empty if there are none.
+    """
     found = [each.text for each in draft.skipped if each.reason == _OTHER]
     shown = "; ".join(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…" for text in found[-3:])
     return f"; its commands: {shown}" if shown else ""

@@ -55,7 +55,17 @@ class Expander:
     depth: int = 0
 
     def set_array(self, name: str, raw: str, extend: bool) -> None:
-        """Set an array from `(word word)`, or extend it."""
+        """Set an array from `(word word)`, or extend it.
+
+        Parameters
+        ----------
+        name : str
+            Name of the array.
+        raw : str
+            Its words in brackets: `(word word)`.
+        extend : bool
+            Whether to append to the array (`+=`).
+        """
         values = list(self.arrays.get(name, ())) if extend else []
         length = sum(map(len, values))
         for each in statements(raw[1:].removesuffix(")")):

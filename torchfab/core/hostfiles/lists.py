@@ -38,7 +38,7 @@ def title(document: Any) -> str:
 
 
 def _entries(document: Any) -> list[Any]:
-    """Return the hosts: the document itself, or what it has below one of the usual names."""
+    """Return the list of hosts: the document itself, or its value under one of the usual names."""
     if not isinstance(document, dict):
         return document if isinstance(document, list) else []
     for name in _NAMES:

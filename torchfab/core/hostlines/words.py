@@ -74,6 +74,11 @@ def significant_lines(text: str) -> Iterator[tuple[int, str]]:
     ----------
     text : str
         The text of a file.
+
+    Yields
+    ------
+    int, str
+        The number and the text of a line.
     """
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         if split_words(line):
