@@ -82,7 +82,7 @@ def await_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_
     watch = runtimes.load(record.runtime).watch_checkpoints(record)
     try:
         chosen = {"folders": list(folders), "since": {}, "busy": []}
-        first = _answers(watch.look({node.rank: chosen for node in record.nodes or (Node(0, "node"),)}))
+        first = _answers(watch.find_changed({node.rank: chosen for node in record.nodes or (Node(0, "node"),)}))
         save = CheckpointSave(first)
         if not save.folders:
             raise _unknown_folder(record, next(iter(first.values())).cwd)
@@ -128,7 +128,7 @@ def _await(watch: CheckpointWatch, save: CheckpointSave, timeout_s: float) -> No
         if time.monotonic() > deadline or (save.ranks and not save.running and not save.files):
             raise _no_checkpoint(save, timeout_s)
         time.sleep(_POLL_S)
-        save.feed(_answers(watch.look(save.requests)), time.monotonic())
+        save.feed(_answers(watch.find_changed(save.requests)), time.monotonic())
 
 
 def _no_checkpoint(save: CheckpointSave, timeout_s: float) -> TorchfabError:

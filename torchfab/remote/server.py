@@ -48,7 +48,7 @@ ANSWERS = {
     "profile_remove": ("job.profile", "remove"),
     "signal": ("job.rank_signals", "handle"),
     "checkpoint": ("job.checkpoint_files", "handle"),
-    "slurm_checkpoint": ("slurm.job", "look_for_checkpoint"),
+    "slurm_checkpoint": ("slurm.job", "find_checkpoint_files"),
     "slurm_status": ("slurm.job", "status"),
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),

@@ -125,13 +125,15 @@ class SignalReport:
 class CheckpointWatch(Protocol):
     """Open connections to the hosts that see the files of a job's checkpoints."""
 
-    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> Mapping[Node, CheckpointAnswer | TorchfabError]:
+    def find_changed(
+        self, requests: Mapping[int, Mapping[str, Any]]
+    ) -> Mapping[Node, CheckpointAnswer | TorchfabError]:
         """Find the files that have changed on each host.
 
         Parameters
         ----------
         requests : Mapping of int to Mapping
-            `folders`, `since`, `busy` by node rank, as `torchfab.remote.job.checkpoint_files.look` takes them.
+            `folders`, `since`, `busy` by node rank, as `torchfab.remote.job.checkpoint_files.find_changed` takes them.
 
         Returns
         -------

@@ -681,7 +681,7 @@ class _CheckpointWatch:
         self.record = record
         self.sessions = SessionPool(record.nodes, record.settings)
 
-    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+    def find_changed(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
         def request(node: Node) -> CheckpointRequest:
             return CheckpointRequest(**address(self.record, node), **requests[node.rank])
 

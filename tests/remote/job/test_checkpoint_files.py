@@ -66,12 +66,12 @@ time.sleep(60)
 """
 
 
-def look(place: Place, **request: Any) -> dict[str, Any]:
-    return checkpoint_files.look(str(place.folder), {"folders": [], "since": {}, "busy": [], **request})
+def find_changed(place: Place, **request: Any) -> dict[str, Any]:
+    return checkpoint_files.find_changed(str(place.folder), {"folders": [], "since": {}, "busy": [], **request})
 
 
 def changed(place: Place, first: dict[str, Any]) -> dict[str, bool]:
-    found = look(place, since=first["clocks"], busy=first["busy"])["files"]
+    found = find_changed(place, since=first["clocks"], busy=first["busy"])["files"]
     return {os.path.basename(each["path"]): each["whole"] for each in found}
 
 
@@ -84,7 +84,7 @@ def test_a_new_file_is_whole_once_its_rank_has_closed_it(place: Place, tmp_path:
     place.supervise()
     wait_for((tmp_path / "ready").exists)
     wait_for(lambda: place.read(place.folder / "agent", job_files.RANKS))
-    first = look(place)
+    first = find_changed(place)
     assert (first["cwd"], list(first["clocks"]), first["running"]) == (str(tmp_path), [str(tmp_path / "runs")], 1)
     assert changed(place, first) == {}
     being_written.rename(tmp_path / "runs" / "step-6.pt")  # of a save that was under way: not the one asked for
@@ -95,25 +95,27 @@ def test_a_new_file_is_whole_once_its_rank_has_closed_it(place: Place, tmp_path:
     wait_for((tmp_path / "closed").exists)
     (tmp_path / "runs" / "next.tmp").touch()
     assert changed(place, first) == {"model.bin": True, "next.tmp": False}
-    (found,) = (each for each in look(place, since=first["clocks"])["files"] if each["path"].endswith("model.bin"))
+    (found,) = (
+        each for each in find_changed(place, since=first["clocks"])["files"] if each["path"].endswith("model.bin")
+    )
     assert (found["size"], found["root"]) == (10, str(tmp_path / "runs"))
     assert 0 < found["changed"] - first["clocks"][found["root"]] < 60
 
 
 def test_the_usual_folders_are_searched_where_no_argument_names_one(place: Place, tmp_path: Path) -> None:
     place.prepare([sys.executable, "-c", ""], cwd=str(tmp_path))
-    assert look(place)["clocks"] == {}
+    assert find_changed(place)["clocks"] == {}
     (tmp_path / "outputs").mkdir()
-    assert list(look(place)["clocks"]) == [str(tmp_path / "outputs")]
+    assert list(find_changed(place)["clocks"]) == [str(tmp_path / "outputs")]
     (tmp_path / "checkpoints").mkdir()
-    assert list(look(place)["clocks"]) == [str(tmp_path / "checkpoints"), str(tmp_path / "outputs")]
+    assert list(find_changed(place)["clocks"]) == [str(tmp_path / "checkpoints"), str(tmp_path / "outputs")]
 
 
 def test_the_given_folder_is_searched_even_if_it_does_not_exist_yet(place: Place, tmp_path: Path) -> None:
     place.prepare([sys.executable, "-c", "", "--save-dir", "runs"], cwd=str(tmp_path))
-    first = look(place, folders=["mine"])
+    first = find_changed(place, folders=["mine"])
     assert list(first["clocks"]) == [str(tmp_path / "mine")]
-    assert look(place, folders=["no/such"])["clocks"] == {}
+    assert find_changed(place, folders=["no/such"])["clocks"] == {}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.pt").write_text("x")
     assert changed(place, first) == {"a.pt": True}
@@ -122,7 +124,7 @@ def test_the_given_folder_is_searched_even_if_it_does_not_exist_yet(place: Place
 def test_logs_locks_and_folders_of_trackers_are_left_out(place: Place, tmp_path: Path) -> None:
     place.prepare([sys.executable, "-c", ""], cwd=str(tmp_path))
     (tmp_path / "runs" / "tensorboard").mkdir(parents=True)
-    first = look(place)
+    first = find_changed(place)
     for name in ("a.log", "b.jsonl", ".lock", "events.out.tfevents.1.x", "tensorboard/c.pt", "latest"):
         (tmp_path / "runs" / name).write_text("x")
     assert changed(place, first) == {"latest": True}
@@ -130,6 +132,6 @@ def test_logs_locks_and_folders_of_trackers_are_left_out(place: Place, tmp_path:
 
 def test_a_last_step_is_read_from_the_logs(place: Place, tmp_path: Path) -> None:
     folder = place.prepare([sys.executable, "-c", ""], cwd=str(tmp_path))
-    assert look(place)["step"] is None
+    assert find_changed(place)["step"] is None
     (folder / job_files.OUTPUT).write_text("step=3 loss=1\nstep=4 loss=1\nsaved\n")
-    assert look(place)["step"] == 4
+    assert find_changed(place)["step"] == 4

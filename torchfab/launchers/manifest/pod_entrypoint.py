@@ -30,9 +30,9 @@ GRACE_S = float(os.environ.get("TORCHFAB_GRACE_S", "30"))
 LINGER_S = float(os.environ.get("TORCHFAB_LINGER_S", "0"))
 own_handler, own_close = api._terminate_process_handler, SubprocessContext._close
 deleted: "list[int]" = []
-asked: "list[int]" = []  # pids of the ranks that were sent the signal
-by_themselves: "dict[int, int]" = {}  # exit codes of the others, by pid
-places: "dict[int, int]" = {}  # local ranks, by pid
+signalled: "list[int]" = []  # pids of the ranks that were sent the signal
+self_ended: "dict[int, int]" = {}  # exit codes of the others, by pid
+local_ranks: "dict[int, int]" = {}  # local ranks, by pid
 
 
 def on_deletion(signum: int, frame: "FrameType | None") -> None:
@@ -42,20 +42,20 @@ def on_deletion(signum: int, frame: "FrameType | None") -> None:
         own_handler(signum, frame)
 
 
-def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
+def close_gracefully(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
     """End the ranks: signal each once, wait, then SIGKILL. Replaces torchrun's own method.
 
     torchrun signals data loaders, too, so that a rank cannot save, and sends SIGKILL after 30 s.
     """
     ranks = [handler.proc for handler in self.subprocess_handlers.values()]
-    places.update((handler.proc.pid, local) for local, handler in self.subprocess_handlers.items())
+    local_ranks.update((handler.proc.pid, local) for local, handler in self.subprocess_handlers.items())
     for rank in ranks:
         code = rank.poll()
-        if code is None and rank.pid not in asked:
-            asked.append(rank.pid)
+        if code is None and rank.pid not in signalled:
+            signalled.append(rank.pid)
             rank.send_signal(death_sig)
-        elif code is not None and rank.pid not in asked:
-            by_themselves.setdefault(rank.pid, code)
+        elif code is not None and rank.pid not in signalled:
+            self_ended.setdefault(rank.pid, code)
     deadline = time.monotonic() + (86400 if deleted else GRACE_S)
     for rank in ranks:
         try:
@@ -65,7 +65,7 @@ def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: in
     own_close(self, signal.SIGKILL, timeout)
 
 
-def note_end(*_: object) -> None:
+def record_end_time(*_: object) -> None:
     """Record the time at which a child ended (SIGCHLD)."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -80,9 +80,9 @@ def time_of(failure: ProcessFailure) -> float:
     return ended.get(failure.pid, float(failure.timestamp + 1))
 
 
-def leave_message(rank: int, failure: ProcessFailure) -> None:
+def write_message(rank: int, failure: ProcessFailure) -> None:
     """Write the pod's termination message."""
-    ends = [[places[pid], code, ended.get(pid)] for pid, code in by_themselves.items()]
+    ends = [[local_ranks[pid], code, ended.get(pid)] for pid, code in self_ended.items()]
     try:
         with open(MESSAGE, "w") as file:
             json.dump({"rank": rank, "code": failure.exitcode, "time": time_of(failure), "ends": ends}, file)
@@ -90,7 +90,7 @@ def leave_message(rank: int, failure: ProcessFailure) -> None:
         pass
 
 
-def linger(until: float) -> None:
+def wait_for_deletion(until: float) -> None:
     """Wait until a time, in seconds since the epoch, or until the pod is deleted."""
     signal.signal(signal.SIGTERM, lambda signum, _: deleted.append(signum))
     while time.time() < until and not deleted:
@@ -115,21 +115,21 @@ def run_after(code: int) -> None:
 def main(args: "list[str]") -> int:
     """Run torchrun with its arguments; return the exit code of the pod."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun handles it: process 1 would ignore it
-    signal.signal(signal.SIGCHLD, note_end)
+    signal.signal(signal.SIGCHLD, record_end_time)
     api._terminate_process_handler = on_deletion
-    SubprocessContext._close = close_gently  # type: ignore[method-assign]
+    SubprocessContext._close = close_gracefully  # type: ignore[method-assign]
     code, until = 0, 0.0
     try:
         run.main(args)
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: time_of(item[1]))
-        leave_message(rank, failure)
+        write_message(rank, failure)
         print(error, file=sys.stderr, flush=True)
         code, until = failure.exitcode, time_of(failure) + LINGER_S
     except SignalException as error:
         code = -error.sigval
     code = code if code >= 0 else 128 - code
-    linger(until)  # not in the handler: the exception holds torchrun's store, and with it a port
+    wait_for_deletion(until)  # not in the handler: the exception holds torchrun's store, and with it a port
     run_after(code)
     return code
 

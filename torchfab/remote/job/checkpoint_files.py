@@ -40,17 +40,17 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        As `look` takes it, with the keys that `files.folder_of` needs.
+        As `find_changed` takes it, with the keys that `files.folder_of` needs.
 
     Returns
     -------
     dict
-        As `look` returns it.
+        As `find_changed` returns it.
     """
-    return look(job_files.folder_of(request), request)
+    return find_changed(job_files.folder_of(request), request)
 
 
-def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+def find_changed(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     """Find the files that have changed in the folders of checkpoints.
 
     Parameters
@@ -59,8 +59,8 @@ def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         The job's folder on this node.
     request : dict
         `folders` to search, relative to the job's working directory; empty: those that the arguments of the script
-        name, else the usual ones. `since`: the clock of each folder at the first look, as that returned it;
-        empty: this is the first look. `busy`: as the first look returned it.
+        name, else the usual ones. `since`: the clock of each folder at the first query, as it was returned;
+        empty: this is the first query. `busy`: as the first query returned it.
 
     Returns
     -------

@@ -90,7 +90,7 @@ class PeerEnd:
         self.ending.hold.hold([pid])
         self._begin(_REASONS.get(number) or light_stdlib.signal_name(number))
 
-    def look(self, top: int) -> None:
+    def check_ranks(self, top: int) -> None:
         """End the other ranks when one has failed; used if launchers cannot be watched.
 
         Parameters

@@ -188,13 +188,13 @@ class ProcessWatch:
         settled = now - self.last_rank > _SETTLE_S if self.last_rank else now - self.begun > _STARTUP_S
         return _LONG_POLL_S if settled else _SHORT_POLL_S
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Find new ranks, and record the ends of ranks and the growth of logs."""
         if self.child is not None and self.child.returncode is None:
             if self.ranks.find_new():
                 self.last_rank = time.time()
                 self.peer_end.watch(self.child.pid)
-            self.peer_end.look(self.child.pid)
+            self.peer_end.check_ranks(self.child.pid)
         if not self.is_cleaning:  # ranks that are ended by the clean-up have not failed
             self.ranks.sweep()
         logs = log_files.find(self.folder, self.spec)

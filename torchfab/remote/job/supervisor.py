@@ -164,7 +164,7 @@ class NodeSupervisor:
         if self.keeper is not None and any(watch.is_cleaning for watch in active):  # `--after` forks
             self.keeper.join(2 * _KEEP_S)
             self.keeper = None
-        for_each(active, ProcessWatch.look)
+        for_each(active, ProcessWatch.poll)
         self._reap()
         for_each(active, ProcessWatch.advance)
 

@@ -260,22 +260,22 @@ def node_folder(folder: str, rank: int) -> str:
     return os.path.join(folder, f"node-{rank}")
 
 
-def look_for_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
+def find_checkpoint_files(request: dict[str, Any]) -> dict[str, Any]:
     """Find the changed files of the job's checkpoints, in folders that this host shares with the nodes.
 
     Parameters
     ----------
     request : dict
-        `folder`, and as `torchfab.remote.job.checkpoint_files.look` takes it.
+        `folder`, and as `torchfab.remote.job.checkpoint_files.find_changed` takes it.
 
     Returns
     -------
     dict
-        As `torchfab.remote.job.checkpoint_files.look` returns it; `running` is 0: the ranks run elsewhere.
+        As `torchfab.remote.job.checkpoint_files.find_changed` returns it; `running` is 0: the ranks run elsewhere.
     """
     from torchfab.remote.job import checkpoint_files
 
-    return checkpoint_files.look(node_folder(request["folder"], 0), request)
+    return checkpoint_files.find_changed(node_folder(request["folder"], 0), request)
 
 
 # ---- stop

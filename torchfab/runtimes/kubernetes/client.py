@@ -282,8 +282,8 @@ class Cluster:
 
     def _call(self, method: str, path: str, query: Any, body: Any, timeout_s: Any) -> Any:
         headers = {"Accept": "application/json", **({"Content-Type": "application/json"} if body else {})}
-        started, place = time.monotonic(), {"host": self.scope.context}
-        _log.debug("request to %s: %s %s", self.server, method, path, extra=place)
+        started, extra = time.monotonic(), {"host": self.scope.context}
+        _log.debug("request to %s: %s %s", self.server, method, path, extra=extra)
         try:
             arguments = self._api.param_serialize(
                 method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -294,7 +294,7 @@ class Cluster:
         except HTTPError as error:
             raise self._unreachable(error) from None
         response = answered.response
-        _log.debug("answer: status %d after %.3f s", response.status, time.monotonic() - started, extra=place)
+        _log.debug("answer: status %d after %.3f s", response.status, time.monotonic() - started, extra=extra)
         if not 200 <= response.status < 300:
             raise self._rejection(response.status, self._read_body(response), path)
         return response
@@ -394,13 +394,13 @@ class Cluster:
         return ClusterError(problem, fix, status)
 
 
-def _describe_rejection(status: int, message: str, path: str, place: ClusterScope) -> tuple[str, str]:
+def _describe_rejection(status: int, message: str, path: str, scope: ClusterScope) -> tuple[str, str]:
     if status == 401:
-        return f"the cluster does not accept your credentials: {message}", f"log in again for context {place.context!r}"
+        return f"the cluster does not accept your credentials: {message}", f"log in again for context {scope.context!r}"
     if status == 403:
         return f"the cluster refuses: {message}", "ask for that permission, or choose another --namespace or --context"
     if status == 404 and message.startswith("namespaces "):
-        return f"there is no namespace {place.namespace!r}", "choose another --namespace, or another --context"
+        return f"there is no namespace {scope.namespace!r}", "choose another --namespace, or another --context"
     if status == 404 and "jobset" in path:
         return "this cluster has no JobSets", "omit --jobset, or have the JobSet controller installed"
     if status in (429, 500, 502, 503, 504):

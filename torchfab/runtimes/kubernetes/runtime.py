@@ -73,12 +73,12 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     return location
 
 
-def _objects(submission: Submission, place: ClusterScope) -> list[Mapping[str, Any]]:
+def _objects(submission: Submission, scope: ClusterScope) -> list[Mapping[str, Any]]:
     """Return the objects to create: the manifest that the dry run prints, and the Secret, which it does not print."""
     details, job = submission.details, submission.job
     found = [redaction.with_digests(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
     if job.secrets:
-        metadata = build_metadata(details["secret"], details["id"], job.name, place.namespace)
+        metadata = build_metadata(details["secret"], details["id"], job.name, scope.namespace)
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque"}
         found.insert(0, {**secret, "stringData": dict(job.secrets)})
     return found
@@ -134,8 +134,8 @@ def _cluster(record: Record) -> Cluster:
     details = record.details
     if "server" not in details:
         return Cluster(detect_scope(details["context"], details["namespace"]), record.settings.answer_timeout_s)
-    place = ClusterScope(details["kubeconfig"], details["context"], details["namespace"])
-    return Cluster(place, record.settings.answer_timeout_s)
+    scope = ClusterScope(details["kubeconfig"], details["context"], details["namespace"])
+    return Cluster(scope, record.settings.answer_timeout_s)
 
 
 def _cluster_unless_gone(record: Record) -> Cluster | None:
@@ -541,13 +541,13 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     if not pods:
         raise UsageError(f"{node.label} has no pod", f"fab status {record.name}")
     write_err("a shell beside the training: to leave it, type exit")
-    place = cluster.scope
+    scope = cluster.scope
     pod = pods[-1]["metadata"]["name"]
-    return (*_kubectl(place), "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
+    return (*_kubectl(scope), "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
 
 
-def _kubectl(place: ClusterScope) -> tuple[str, ...]:
+def _kubectl(scope: ClusterScope) -> tuple[str, ...]:
     """Return `kubectl` with the options that select the cluster and the namespace."""
-    config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig and ":" not in place.kubeconfig else ()
-    context = ("--context", place.context) if place.context else ()
-    return ("kubectl", *config, *context, "--namespace", place.namespace)
+    config = ("--kubeconfig", scope.kubeconfig) if scope.kubeconfig and ":" not in scope.kubeconfig else ()
+    context = ("--context", scope.context) if scope.context else ()
+    return ("kubectl", *config, *context, "--namespace", scope.namespace)

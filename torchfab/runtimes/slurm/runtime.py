@@ -196,12 +196,12 @@ def status(record: Record) -> JobStatus:
     """
     if unconfirmed := _unconfirmed(record):
         return unconfirmed
-    asked = time.time()
+    sent = time.time()
     try:
         answer = _request(record, SlurmStatusRequest(**_address(record)), record.settings.answer_timeout_s)
     except TorchfabError as error:
         return state.unreachable(record.min_nodes, error.message)
-    return state.job_status(record, answer, asked, time.time())
+    return state.job_status(record, answer, sent, time.time())
 
 
 # ---- why
@@ -220,7 +220,7 @@ def evidence(record: Record) -> Evidence:
     Evidence
         Slurm's reason, the batch script's output, and logs and error files by node.
     """
-    asked = time.time()
+    sent = time.time()
     if unconfirmed := _unconfirmed(record):
         return Evidence(record.name, record.created, unconfirmed, ())
     try:
@@ -229,7 +229,7 @@ def evidence(record: Record) -> Evidence:
         answer = _request(record, SlurmEvidenceRequest(**_address(record), **limits), timeout_s)
     except TorchfabError as error:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
-    job = state.job_status(record, answer, asked, time.time())
+    job = state.job_status(record, answer, sent, time.time())
     by_rank = {rank: msgspec.to_builtins(each) for rank, each in enumerate(answer.evidence)}
     nodes = tuple(evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
@@ -411,7 +411,7 @@ class _CheckpointWatch:
         self.record = record
         self.session = _open(record)
 
-    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+    def find_changed(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
         request = SlurmCheckpointRequest(**_address(self.record), **next(iter(requests.values())))
         login = login_node(self.record)
         try:

@@ -99,7 +99,7 @@ def unreachable(min_nodes: int, reason: str) -> JobStatus:
     return JobStatus((), min_nodes, Verdict(State.UNREACHABLE, reason=reason))
 
 
-def job_status(record: Record, answer: SlurmStatus, asked: float, answered: float) -> JobStatus:
+def job_status(record: Record, answer: SlurmStatus, sent: float, received: float) -> JobStatus:
     """Return the status of a job.
 
     Parameters
@@ -108,7 +108,7 @@ def job_status(record: Record, answer: SlurmStatus, asked: float, answered: floa
         The job.
     answer : SlurmStatus
         Answer of `torchfab.remote.slurm.job.status`.
-    asked, answered : float
+    sent, received : float
         When the request was sent, and when the answer came, in seconds since the epoch.
 
     Returns
@@ -122,7 +122,7 @@ def job_status(record: Record, answer: SlurmStatus, asked: float, answered: floa
     if slurm.state in WAITING:
         reason = pending_reason(slurm, record.details["slurm_id"])
         return JobStatus((), record.min_nodes, Verdict(State.PENDING, reason=reason))
-    nodes = tuple(_node_status(each, slurm, asked, answered) for each in answer.nodes if _is_known(each))
+    nodes = tuple(_node_status(each, slurm, sent, received) for each in answer.nodes if _is_known(each))
     return JobStatus(nodes, record.min_nodes, _verdict(slurm, answer, nodes, record.details["folder"]))
 
 
@@ -130,12 +130,12 @@ def _is_known(each: SlurmNode) -> bool:
     return bool(each.host or each.status)
 
 
-def _node_status(each: SlurmNode, slurm: SlurmJob, asked: float, answered: float) -> NodeStatus:
+def _node_status(each: SlurmNode, slurm: SlurmJob, sent: float, received: float) -> NodeStatus:
     node = Node(each.rank, each.host or f"node-{each.rank}")
     if each.status is None:
         ended = slurm.state in _FAILED or slurm.state in ("COMPLETED", "CANCELLED", "")
         return NodeStatus(node, State.LOST if ended else State.STARTING, "nothing was recorded there" if ended else "")
-    return status.from_answer(node, each.status, asked, answered)
+    return status.from_answer(node, each.status, sent, received)
 
 
 def _verdict(slurm: SlurmJob, answer: SlurmStatus, nodes: tuple[NodeStatus, ...], folder: str) -> Verdict:

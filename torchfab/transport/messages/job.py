@@ -100,7 +100,7 @@ class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
 
 
 class CheckpointFile(Struct, frozen=True, kw_only=True):
-    """A file that has changed; see `torchfab.remote.job.checkpoint_files.look`."""
+    """A file that has changed; see `torchfab.remote.job.checkpoint_files.find_changed`."""
 
     path: str
     root: str
@@ -110,7 +110,7 @@ class CheckpointFile(Struct, frozen=True, kw_only=True):
 
 
 class CheckpointAnswer(Struct, frozen=True, kw_only=True):
-    """The changed files of checkpoints on a node; see `torchfab.remote.job.checkpoint_files.look`."""
+    """The changed files of checkpoints on a node; see `torchfab.remote.job.checkpoint_files.find_changed`."""
 
     cwd: str
     running: Count
@@ -121,7 +121,7 @@ class CheckpointAnswer(Struct, frozen=True, kw_only=True):
 
 
 class CheckpointRequest(JobRequest[CheckpointAnswer], frozen=True, tag="checkpoint"):
-    """Find the changed files of checkpoints; see `torchfab.remote.job.checkpoint_files.look`."""
+    """Find the changed files of checkpoints; see `torchfab.remote.job.checkpoint_files.find_changed`."""
 
     folders: list[str]
     since: dict[str, float]

@@ -106,7 +106,7 @@ class Tunnel:
         connection.transport.set_keepalive(15)
 
     @property
-    def stands(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the connection to the node is up."""
         return self.connection is None or bool(self.connection.transport.is_active())
 
@@ -164,7 +164,7 @@ def serve(listener: socket.socket, tunnel: Tunnel, report: Callable[[HostError],
         The connection to the node was lost.
     """
     listener.settimeout(_CHECK_S)
-    while tunnel.stands:
+    while tunnel.is_open:
         try:
             client, _ = listener.accept()
         except TimeoutError:
