@@ -33,6 +33,7 @@ PACKAGES = tuple(
         "doctor.collect",
         "importers",
         "network",
+        "profiling",
         "stacks",
         "supervise.job_supervisor",
         "sync",

@@ -38,15 +38,32 @@ from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 from torchfab.launching.launch import describe_setups
 from torchfab.monitoring import checkpoint_save, host_load
+from torchfab.profiling import report as profile_report
+from torchfab.profiling import trace as profiling_trace
+from torchfab.profiling.model import JobProfile, RankTimes, Unprofiled
 from torchfab.records import Record
-from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
+from torchfab.runtimes import tmux, tmux_logs, tmux_profile, tmux_stacks
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.tmux_call_results import Outcome
 from torchfab.stacks.model import StackDump
 from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import calls, doctor, env, forward, job, launch, load, pull, run, slurm, stacks, sync
+from torchfab.transport.messages import (
+    calls,
+    doctor,
+    env,
+    forward,
+    job,
+    launch,
+    load,
+    profile,
+    pull,
+    run,
+    slurm,
+    stacks,
+    sync,
+)
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.session_pool import Response, SessionPool
@@ -469,6 +486,30 @@ def use_outcomes(answer: calls.OutcomesAnswer) -> None:
             check_shown(str(error))
 
 
+PROFILED = {
+    "rank": 0,
+    "pid": 7,
+    "begun": 5.0,
+    "ended": 7.0,
+    "size": 9,
+    "devices": "0",
+    "calls": [["0", 3, "gloo:all_reduce", 5.5]],
+}
+
+
+def use_profiles(answer: profile.ProfileResultAnswer) -> None:
+    collected = tmux_profile._Profile(JOB, None, 2.0, FOLDER, {NODE.rank: tmux_profile.ClockOffset(0.1, 0.001)})
+    missing = [Unprofiled(each.rank, NODE.label, each.problem) for each in answer.ranks if each.problem]
+    ranks = [collected.profile_of(NODE, each) for each in answer.ranks if not each.problem]
+    times = [
+        RankTimes(each.rank, profiling_trace.rank_name(each, []), each.begun, each.ended, (), (), (), ())
+        for each in ranks
+    ]
+    whole = JobProfile(tuple(ranks), tuple(missing), 0.001, {})
+    check_shown(profile_report.render("x", "x.json.gz", 2.0, whole, times))
+    check_shown(profile_report.as_json("x", "x.json.gz", 2.0, whole, times))
+
+
 class Case(NamedTuple):
     """A valid answer to a request, and the function that reads and shows it."""
 
@@ -496,6 +537,12 @@ CASES: dict[RequestType, Case] = {
     doctor.ProbeRequest: Case(PROBE, use_probe),
     doctor.ConnectivityRequest: Case(CONNECTIVITY, use_connectivity),
     stacks.StacksRequest: Case(STACKS, use_stacks),
+    profile.ProfileRequest: Case(NOTHING, repr),
+    profile.ProfileResultRequest: Case(
+        {"ranks": [PROFILED, {"rank": 1, "pid": 8, "problem": "no probe"}]}, use_profiles
+    ),
+    profile.TraceChunkRequest: Case({"data": "AAAA"}, lambda answer: check_shown(answer.data)),
+    profile.RemoveTracesRequest: Case(NOTHING, repr),
     load.LoadRequest: Case({"load": LOAD}, use_load),
     load.GpuMemoryRequest: Case({"held": [{"index": 0, "memory_mib": 5.0, "by": "7 (python)"}]}, use_gpu_memory),
     load.JobLoadRequest: Case({"load": LOAD}, use_load),

@@ -40,6 +40,7 @@ SYNONYMS = MappingProxyType(
         **dict.fromkeys(("check", "diagnose", "preflight"), "doctor"),
         **dict.fromkeys(("rsync", "push", "copy", "scp"), "sync"),
         **dict.fromkeys(("stack", "pystack", "py-spy", "dump"), "stacks"),
+        **dict.fromkeys(("trace", "profiler", "nsys", "perfetto"), "profile"),
         **dict.fromkeys(("htop", "nvtop", "nvidia-smi", "gpustat"), "top"),
         **dict.fromkeys(("help",), "--help"),
         **dict.fromkeys(("list", "tasks", "commands"), "--list"),

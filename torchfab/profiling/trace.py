@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from torchfab.core.log_lines import strip_controls
 from torchfab.profiling.calls import numbered
 from torchfab.profiling.intervals import Interval, clip, subtract, union
 from torchfab.profiling.model import Call, Collective, RankProfile, RankTimes
@@ -227,7 +228,7 @@ def _collectives(
         begin = event["ts"] + shift
         known = _call_of(event) or call
         if known is not None:
-            operation = known.operation.partition(":")[2] or known.operation
+            operation = strip_controls(known.operation.partition(":")[2] or known.operation)
             end = begin + event["dur"]
             cut = end > window_end - _EDGE_US
             yield Collective(known.group, known.number, operation, event["tid"], begin, end, cut)
@@ -244,4 +245,4 @@ def _call_of(event: Event) -> Call | None:
     group, number = args.get("Process Group Name"), args.get("Seq")
     if group is None or not isinstance(number, int):
         return None
-    return Call(str(group), number, _operation(event), 0.0)
+    return Call(strip_controls(str(group)), number, _operation(event), 0.0)

@@ -103,6 +103,7 @@ class _Profile:
 
     def begin(self, node: Node, session: Session) -> None:
         """Let a node start the profile."""
+        self._check_clock(node)
         request = ProfileRequest(
             **address(self.record, node),
             ranks=self.ranks,
@@ -115,6 +116,7 @@ class _Profile:
 
     def fetch(self, node: Node, session: Session) -> list[RankProfileReport]:
         """Wait for the profiles of a node, and fetch the traces."""
+        self._check_clock(node)
         where = address(self.record, node)
         wait_s = self.lead_s + self.seconds + _TRACE_S + self.answer_s
         reports = session.request(ProfileResultRequest(**where), wait_s).ranks
@@ -123,6 +125,10 @@ class _Profile:
                 _copy(self.record, node, each, _path(self.folder, each.rank), session)
         session.request(RemoveTracesRequest(**where), self.answer_s)
         return reports
+
+    def _check_clock(self, node: Node) -> None:
+        if node.rank not in self.clocks:
+            raise HostError("its clock could not be read")
 
     def profile_of(self, node: Node, report: RankProfileReport) -> RankProfile:
         """Return the profile of a rank whose trace is there."""

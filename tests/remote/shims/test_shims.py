@@ -15,7 +15,12 @@ from tests.remote.shims.programs import SHIMS, begin, ended, write_nodes
 from torchfab.remote import procfs
 
 # Modules that a shim may import: the launcher that it wraps, the library that it measures, what travels beside it.
-ALLOWED = {"call": {"cloudpickle"}, "colossalai_run": {"fabric", "colossalai"}, "network_benchmark": {"torch"}}
+ALLOWED = {
+    "call": {"cloudpickle"},
+    "colossalai_run": {"fabric", "colossalai"},
+    "network_benchmark": {"torch"},
+    "rank_profile": {"torch"},
+}
 
 
 @pytest.mark.parametrize("path", SHIMS, ids=lambda path: path.stem)

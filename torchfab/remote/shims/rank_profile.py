@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 NATIVE = "torch._C._distributed_c10d"
 MAX_SECONDS = 60.0
 _MAX_LEAD_S = 120.0
-_EXIT_S = 10.0
+_EXIT_S = 30.0  # for the trace to be written
+_CALLS_S = 60.0  # a collective may run so long after its call
 _busy = threading.Lock()
 _ended = threading.Event()  # the program ends
 
@@ -129,20 +130,26 @@ def profile(start: float, seconds: float, path: str) -> dict[str, Any]:
     _refuse_second()
     if not _busy.acquire(blocking=False):
         raise ProfileError("another fab profile runs")
+    try:
+        begun, ended = _record_alone(own, start, min(seconds, MAX_SECONDS))
+        if _ended.is_set():
+            raise ProfileError("the rank ends")
+        own.export_chrome_trace(path)
+    finally:
+        _busy.release()
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    times = {"begun": begun, "ended": ended, "size": os.path.getsize(path), "devices": devices}
+    return {"problem": "", **times, "calls": calls(begun - _CALLS_S, ended)}
+
+
+def _record_alone(own: Any, start: float, seconds: float) -> tuple[float, float]:
     release = hold_others()
     try:
         if sys.modules["torch.autograd.profiler"]._is_profiler_enabled:
             raise ProfileError("the script has started a profiler of its own")
-        begun, ended = _record(own, start, min(seconds, MAX_SECONDS))
+        return _record(own, start, seconds)
     finally:
         release()
-        _busy.release()
-    if _ended.is_set():
-        raise ProfileError("the rank ends")
-    own.export_chrome_trace(path)
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    times = {"begun": begun, "ended": ended, "size": os.path.getsize(path), "devices": devices}
-    return {"problem": "", **times, "calls": calls(begun - 60.0, ended)}
 
 
 def _record(own: Any, start: float, seconds: float) -> tuple[float, float]:
@@ -193,7 +200,7 @@ def hold_others() -> Any:
 
 
 def end() -> None:
-    """End a profile that runs: the program ends, which must not happen under a profiler."""
+    """End a profile that runs, before the program ends: without that, torch may crash at the end of the process."""
     _ended.set()
     _await(lambda: not _busy.locked(), _EXIT_S)
 

@@ -11,8 +11,7 @@ import signal as signals
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchfab.core.console import write_err
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
@@ -21,7 +20,6 @@ from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
-from torchfab.profiling.model import JobProfile
 from torchfab.records import Record
 from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
@@ -32,6 +30,11 @@ from torchfab.runtimes.kubernetes.query import load_snapshot, query_snapshot
 from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, index_of, job_status
 from torchfab.stacks.model import StackDump
 from torchfab.why.evidence import Evidence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torchfab.profiling.model import JobProfile
 
 NAME = "kubernetes"
 _POLL_S = 0.2

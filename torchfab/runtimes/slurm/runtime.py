@@ -10,8 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,7 +19,6 @@ from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, State, Verdict
-from torchfab.profiling.model import JobProfile
 from torchfab.records import Record
 from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.slurm import state
@@ -46,6 +44,11 @@ from torchfab.transport.node_streams import NodeStreams
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
 from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report, search_limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torchfab.profiling.model import JobProfile
 
 NAME = "slurm"
 _POLL_S = 0.1
