@@ -270,6 +270,13 @@ def test_rank_without_a_log_has_the_last_words_of_its_launchers_log() -> None:
     assert "cannot decrease scale" in found.cause.words
 
 
+def test_lines_of_torchs_profiler_are_no_reason() -> None:
+    profiled = "ERROR: External init callback must run in same thread as registerClient (3 != 4)\n"
+    profiled += "USDT:2026-11-30 00:03:13 41:45 SyncActivityProfilerHandler.cpp:52] profiler_start\n"
+    assert "External init" not in of_one(f"{profiled}step 2\n").cause.words
+    assert "cannot read the shard" in of_one(f"cannot read the shard\n{profiled}").cause.words
+
+
 REPORTS = (
     "[E] api.py:874] failed (exitcode: 1) local_rank: 0 (pid: 101) of binary: python\nRoot Cause (first failure):\n",
     f"{'-' * 74}\nprterun detected that one or more processes exited with non-zero status\n",

@@ -74,7 +74,8 @@ _SAYS_LITTLE = re.compile(
     r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^terminate called without"
     r"|^Fatal Python error: (?:Aborted|Segmentation|Bus|Illegal|Floating)"
     r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*"
-    r"|exits with return code = |sigkill_handler",
+    r"|exits with return code = |sigkill_handler"
+    r"|External init callback must run in same thread",  # torch's profiler, started by another thread than the main one
 )
 # Lines that hold the reason itself, where others of the same message only say that the program ends.
 _REASON = re.compile(
