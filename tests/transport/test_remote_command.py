@@ -87,7 +87,10 @@ def test_a_signal_is_a_negative_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("no-such-program",), "there is no program no-such-program on PATH\n  fix: install it there; a shell's own command"),
+        (
+            ("no-such-program",),
+            "there is no program no-such-program on PATH\n  fix: install it there; a shell's own command",
+        ),
         (("./gone",), "there is no program ./gone\n"),
         (("plain.sh",), "plain.sh is a file\n  fix: run it as ./plain.sh, or name what runs it: -- bash plain.sh"),
         (("./plain.sh",), "./plain.sh is not executable"),
