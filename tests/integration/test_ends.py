@@ -21,7 +21,7 @@ import pytest
 from testbed import Cluster
 from tests import faulttable
 from tests.integration import ends
-from tests.integration.ends import KINDS, LEAVES, LOADS, PLAIN, RANKS_PER_NODE, SAVES, RankEnd
+from tests.integration.ends import KINDS, LOADS, PLAIN, RANKS_PER_NODE, RankEnd
 from tests.integration.fab import Done, Fab, eventually, read
 from tests.integration.jobs import gpufile, ok, status_of
 from tests.integration.kube_fab import KubeFab
@@ -163,6 +163,8 @@ def fail_peer(stage: Stage) -> str:
     stage.begin()
     (stage.out / "fail").touch()
     stage.wait(FAILED)
+    if stage.slurm:  # the tasks of its step end together; elsewhere a stop ends the ranks of other hosts
+        assert eventually(lambda: len(list(stage.out.glob("*.done"))) == RANKS - 2, stage.grace_s), stage.run("logs")
     ok(stage.run("stop", "x"))
     return f"failed: exit code {FAILED}"
 
@@ -258,7 +260,7 @@ ENDS: Mapping[str, End] = {
     "interrupt": End(
         "Ctrl-C on `--follow`, then `fab stop`", interrupt, ALL_LAUNCHERS, in_suite=("launch-mpi, MPICH",)
     ),
-    "peer": End("another rank fails", fail_peer, ALL_LAUNCHERS, in_suite=("launch-per-gpu",)),
+    "peer": End("another rank fails", fail_peer, ALL_LAUNCHERS, in_suite=(SLURM,)),
     "restart": End(
         "`--supervise` restarts it",
         restart,
@@ -280,7 +282,6 @@ ENDS: Mapping[str, End] = {
 # What a launcher cannot do: by end and launcher, the kinds of ranks that may not save, and why.
 LIMITS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
     ("cancel", SLURM): ((LOADS,), "Slurm signals loaders too"),
-    ("peer", SLURM): ((SAVES, LOADS, LEAVES), "Slurm may signal every process of the other node too"),
 }
 
 

@@ -27,7 +27,8 @@ class EndRequest:
     folder : str
         The process's folder.
     spec : dict
-        Its spec: `grace_s`, and `stop_by_file` if a file requests the end, because signals reach all processes.
+        Its spec: `grace_s`; `stop_by_file` if a file requests the end, because signals reach all processes; and
+        `failed`, another file that does: a node of the job writes it when it has failed.
     ranks : RankTracker
         Its ranks.
 
@@ -62,7 +63,7 @@ class EndRequest:
             self.signal, self.requested = light_stdlib.signal_name(number), time.time()
             self.ending.number = number
             self.kill_at = kill_at
-            if self.spec.get("stop_by_file") and not self._is_stop_requested():
+            if self.spec.get("stop_by_file") and not self._is_requested_by_file():
                 self.ending.assume_signaled(self.ranks.running())  # Slurm has signaled every process of the job
         elif self.ranks_ended is None:  # the latest request may allow less time
             self.kill_at = min(kill_at, self.kill_at or kill_at)
@@ -75,7 +76,7 @@ class EndRequest:
         pid : int
             The process, which runs.
         """
-        if self.signal is None and self.spec.get("stop_by_file") and self._is_stop_requested():
+        if self.signal is None and self.spec.get("stop_by_file") and self._is_requested_by_file():
             self.request(signal.SIGTERM)
         if self.signal is None:
             return
@@ -96,8 +97,9 @@ class EndRequest:
         """Return whether the grace period is over."""
         return self.kill_at is not None and time.monotonic() > self.kill_at
 
-    def _is_stop_requested(self) -> bool:
-        return os.path.exists(os.path.join(os.path.dirname(self.folder), job_files.STOP))
+    def _is_requested_by_file(self) -> bool:
+        stop = os.path.join(os.path.dirname(self.folder), job_files.STOP)
+        return os.path.exists(stop) or os.path.exists(self.spec.get("failed", ""))
 
     def _may_launchers_end(self) -> bool:
         """Return whether launchers may end: not while a stop waits for ranks of other nodes, which may need them."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Signals that make a launcher end its ranks. The launcher sends SIGURG to itself before it ends them for other reasons
 # (see `torchfab.launchers.torchrun_agent`); if it is not watched, SIGURG has no effect.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGURG)
+# A scheduler that signals all processes of the job may have ended the rank that failed: its signal to the supervisor
+# and the other ranks comes within this time, and they need no other.
+_SCHEDULER_S = 1.0
 _REASONS = {signal.SIGCHLD: "failed", signal.SIGURG: "closing"}
 
 
@@ -52,6 +55,7 @@ class PeerEnd:
         self.grace_s, self.is_all_signaled = float(spec["grace_s"]), bool(spec.get("stop_by_file"))
         self.ranks, self.ending = ranks, ending
         self.kill_at: float | None = None
+        self.signal_at = 0.0
         self.reason = ""
         self.ended: dict[int, str] = {}
         self.seen = 0  # failed ranks
@@ -111,7 +115,8 @@ class PeerEnd:
         if self.kill_at is None:
             self.reason = reason
             self.ending.number = signal.SIGTERM
-            self.kill_at = time.monotonic() + self.grace_s
+            self.signal_at = time.monotonic() + (_SCHEDULER_S if self.is_all_signaled else 0.0)
+            self.kill_at = self.signal_at + self.grace_s
 
     def _has_failed_rank(self, launcher: int) -> bool:
         self.ranks.find_new()
@@ -131,7 +136,7 @@ class PeerEnd:
         list of int
             The ranks that remain after the grace period: the caller kills them.
         """
-        if self.kill_at is None:
+        if self.kill_at is None or time.monotonic() < self.signal_at:
             return []
         running = self.ending.ranks_below([top])
         self.ended.update(dict.fromkeys(running, self.reason))

@@ -1,9 +1,15 @@
-"""The task that srun starts on each node of a Slurm job: a supervisor that writes its spec from its command line."""
+"""The task that srun starts on each node of a Slurm job: a supervisor that writes its spec from its command line.
+
+When a task of a step fails, `srun --kill-on-bad-exit` makes Slurm signal every process of the others, data loaders
+included. So a task that has failed first tells the others, by a file in the job's folder, to end their ranks as a stop
+does, and ends after them. Slurm still ends the others if a supervisor is killed.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 from torchfab.remote import job_files
 from torchfab.remote.job.supervisor import NodeSupervisor
@@ -12,6 +18,10 @@ from torchfab.remote.slurm import job
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+FAILED = "failed"  # the file in the job's folder; each run of a requeued job has its own
+_AFTER_GRACE_S = 15.0  # for launchers and the clean-up, after the ranks
+_POLL_S = 0.2
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +48,31 @@ def main(argv: list[str]) -> int:
     (watch,) = supervisor.watches
     if watch.request.signal:  # ended by Slurm, or by srun after another node failed; srun returns the largest code
         return min(code, 1)
-    return _first_failure(watch.ranks.ranks) or code
+    code = _first_failure(watch.ranks.ranks) or code
+    if code:
+        _end_others(job_folder, watch.spec)
+    return code
+
+
+def _end_others(job_folder: str, spec: dict[str, Any]) -> None:
+    """Tell the tasks of the other nodes to end, and wait until they have."""
+    try:
+        os.close(os.open(spec["failed"], os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError:  # a full disk: srun ends them
+        return
+    patience_s = spec["grace_s"] + _AFTER_GRACE_S + (spec.get("after_timeout_s") or 0)
+    deadline = time.monotonic() + patience_s
+    others = [os.path.join(job.node_folder(job_folder, rank), job.AGENT) for rank in range(spec["nodes"])]
+    while time.monotonic() < deadline and not all(_has_ended(folder, spec["restart"]) for folder in others):
+        time.sleep(_POLL_S)
+
+
+def _has_ended(folder: str, restart: int) -> bool:
+    """Return whether a task has ended in this run of the job, and left nothing."""
+    end = job_files.read_json(os.path.join(folder, job_files.EXIT))
+    if not end or end.get("cleaning"):
+        return False
+    return bool((job_files.read_json(os.path.join(folder, job_files.SPEC)) or {}).get("restart") == restart)
 
 
 def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, str]) -> None:
@@ -50,14 +84,16 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
         if os.path.exists(os.path.join(folder, name)):
             os.unlink(os.path.join(folder, name))
     base = job_files.read_json(os.path.join(job_folder, job.SPEC))
+    restart = int(env.get("SLURM_RESTART_COUNT", "0"))
     task_spec = {
         "argv": argv,
         "cwd": os.getcwd(),
         "rank": None,
         "stop_by_file": True,  # Slurm's signals reach every process of the job
+        "failed": os.path.join(job_folder, f"{FAILED}-{restart}"),
         "first_rank": int(env["SLURM_NODEID"]) * base["ranks_per_node"],
         "host": env.get("SLURMD_NODENAME", ""),
-        "restart": int(env.get("SLURM_RESTART_COUNT", "0")),
+        "restart": restart,
     }
     job_files.write_json(os.path.join(folder, job_files.SPEC), {**base, **task_spec})
 
