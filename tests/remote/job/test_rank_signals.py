@@ -82,7 +82,9 @@ def test_the_script_below_our_own_program_handles_the_signals(place: Place, shim
 
 
 def test_the_effect_of_a_signal_is_read_from_the_kernel(place: Place) -> None:
-    code = "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    # A shell starts a background process with SIGINT ignored; Python then has no handler of its own for it.
+    code = "import signal, time; signal.signal(signal.SIGINT, lambda *_: None); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     process = place.begin([sys.executable, "-c", code], {})
     wait_for(lambda: rank_signals.effect(process.pid, signal.SIGHUP) == "ignored")
     assert rank_signals.effect(process.pid, signal.SIGUSR1) == "ends"
