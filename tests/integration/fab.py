@@ -127,10 +127,10 @@ class Fab:
         under: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
         """Start `fab ARGS...` in its own process group, as a terminal does; `under` is a program that runs it."""
-        folder, args = cwd or self.workdir, self.args(*args, config=config)
         own = {"FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1"}
-        if args and args[0].startswith("launch"):  # PYTHONPATH is forwarded, before that of the nodes
+        if any(word.startswith("launch-") for word in args):  # PYTHONPATH is forwarded, before that of the nodes
             own["PYTHONPATH"] = str(QUICK_TORCH)
+        folder, args = cwd or self.workdir, self.args(*args, config=config)
         env = {**os.environ, **own, **(env or {})}
         if not env.get("PYTHONPATH"):
             env.pop("PYTHONPATH", None)

@@ -44,5 +44,5 @@ class QuickImport:
 
 
 sys.meta_path.insert(0, QuickImport)
-if "torch.distributed.run" in sys.orig_argv:
+if any(word.endswith(("torch.distributed.run", "/torchrun_agent.py")) for word in sys.orig_argv):
     sys.modules["torch._meta_registrations"] = types.ModuleType("torch._meta_registrations")
