@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.clock import Clock
 from torchfab.core.specs import Node
 from torchfab.doctor.collect import findings
 from torchfab.doctor.finding import Finding
-from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.doctor.model import CheckRequirements, NodeReport, Report
 from torchfab.transport.messages.doctor import ConnectivityAnswer, ProbeAnswer
 
 REQUIREMENTS = CheckRequirements(workdir="/project", python="python3", node_dir="/project/.torchfab")

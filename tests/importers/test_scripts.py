@@ -252,6 +252,7 @@ def test_arguments_of_the_script_and_unknown_arrays_stay_open() -> None:
 
 def test_control_characters_are_escaped_in_the_command() -> None:
     assert render(read("#!/bin/sh\ntorchrun 'a\x1b[2J.py'\n"), "x").endswith(r"-- $'a\x1b[2J.py'")
+    assert render(read("#!/bin/sh\ntorchrun $'\\ud800.py'\n"), "x").endswith(r"-- $'\xed\xa0\x80.py'")
 
 
 @pytest.mark.parametrize("piece", ['"$(', "${a:-", '$("', "(", "`$(", '"${x:-'])

@@ -31,11 +31,12 @@ from torchfab.commands import stop, top
 from torchfab.commands.env import Push, outcome_lines
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
+from torchfab.core.clock import Clock
 from torchfab.core.errors import HostError
 from torchfab.core.requirements_file import PackageList
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
-from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.doctor.model import CheckRequirements, NodeReport, Report
 from torchfab.launching.launch import describe_setups
 from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.profiling import report as profile_report
@@ -498,7 +499,7 @@ PROFILED = {
 
 
 def use_profiles(answer: profile.ProfileResultAnswer) -> None:
-    collected = tmux_profile._Profile(JOB, None, 2.0, FOLDER, {NODE.rank: tmux_profile.ClockOffset(0.1, 0.001)})
+    collected = tmux_profile._Profile(JOB, None, 2.0, FOLDER, {NODE.rank: Clock(0.1, 0.001)})
     missing = [Unprofiled(each.rank, NODE.label, each.problem) for each in answer.ranks if each.problem]
     ranks = [collected.profile_of(NODE, each) for each in answer.ranks if not each.problem]
     times = [

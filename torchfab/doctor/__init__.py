@@ -8,7 +8,8 @@
 findings from the nodes' reports, and `render` turns findings into text.
 """
 
+from torchfab.core.clock import Clock
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
-from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.doctor.model import CheckRequirements, NodeReport, Report
 
 __all__ = ["ERROR", "NOTE", "WARNING", "CheckRequirements", "Clock", "Finding", "NodeReport", "Report"]

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.clock import Clock
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.doctor import connectivity, consistency, gpu, node
 from torchfab.doctor.finding import Finding, merge_findings
-from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.doctor.model import CheckRequirements, NodeReport, Report
+from torchfab.transport.clock import read_clock
 from torchfab.transport.messages.doctor import (
-    ClockRequest,
     ConnectivityRequest,
     ListeningPort,
     ProbeAnswer,
@@ -22,8 +23,6 @@ from torchfab.transport.messages.doctor import (
 )
 from torchfab.transport.session import Session
 from torchfab.transport.session_pool import SessionPool
-
-CLOCK_SAMPLES = 5
 
 
 def examine(nodes: Sequence[Node], settings: ConnectionSettings, requirements: CheckRequirements) -> Report:
@@ -120,30 +119,6 @@ def _probe_request(
         setup_timeout_s=requirements.setup_timeout_s,
         python_is_default=requirements.python_is_default,
     )
-
-
-def read_clock(session: Session, timeout_s: float) -> Clock:
-    """Measure the offset of a node's clock: of 5 readings, take that with the shortest round trip, as NTP does.
-
-    Parameters
-    ----------
-    session : Session
-        The session with the node.
-    timeout_s : float
-        Time limit in seconds for each reading.
-
-    Returns
-    -------
-    Clock
-        The offset and its uncertainty.
-    """
-    readings = []
-    for _ in range(CLOCK_SAMPLES):
-        sent, begun = time.time(), time.monotonic()
-        remote = session.request(ClockRequest(), timeout_s).time
-        trip_s = time.monotonic() - begun
-        readings.append(Clock(remote - (sent + trip_s / 2), trip_s / 2))
-    return min(readings, key=lambda reading: reading.within_s)
 
 
 # ---- the second round

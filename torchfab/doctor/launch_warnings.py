@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+from torchfab.core.clock import Clock
 from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node
 from torchfab.doctor import packages
 from torchfab.doctor.consistency import clock_findings
 from torchfab.doctor.finding import WARNING, Finding, merge_findings, minority_findings
-from torchfab.doctor.model import Clock, NodeReport
+from torchfab.doctor.model import NodeReport
 from torchfab.doctor.node import nearly_full
 from torchfab.transport.messages.launch import NodeFacts, QuickProbe
 

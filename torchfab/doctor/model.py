@@ -7,6 +7,7 @@ from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
+from torchfab.core.clock import Clock
 from torchfab.core.errors import TorchfabError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
@@ -76,22 +77,6 @@ class CheckRequirements:
             setup=node.setup or self.setup,
             python_is_default=self.python_is_default and not node.python,
         )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The offset of a node's clock from the clock of this machine.
-
-    Parameters
-    ----------
-    ahead_s : float
-        Seconds by which the node's clock is ahead.
-    within_s : float
-        The uncertainty of `ahead_s`, plus or minus, in seconds.
-    """
-
-    ahead_s: float
-    within_s: float
 
 
 @dataclass(frozen=True)

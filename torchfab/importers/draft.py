@@ -289,4 +289,4 @@ def _quoted(text: str) -> str:
 def _escaped(sign: str) -> str:
     if sign in "\\'":
         return f"\\{sign}"
-    return sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode())
+    return sign if sign.isprintable() else "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogatepass"))

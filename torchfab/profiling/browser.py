@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from torchfab.core.console import write_err, write_out
+from torchfab.core.errors import TorchfabError
 
 ORIGIN = "https://ui.perfetto.dev"
 # Its Content-Security-Policy lets the page connect to no other port of this machine.
@@ -79,8 +80,6 @@ def serve(path: Path) -> None:
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), handler_of(path, name))
     except OSError as error:
-        from torchfab.core.errors import TorchfabError
-
         fix = f"end what listens there, or open {ORIGIN} and choose the file {path}"
         raise TorchfabError(f"cannot listen on 127.0.0.1:{PORT}: {error.strerror}", fix) from None
     with server:

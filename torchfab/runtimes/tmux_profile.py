@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from torchfab.core.clock import Clock
 from torchfab.core.errors import HostError, TorchfabError
-from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.profiling.model import Call, JobProfile, RankProfile, Unprofiled
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
-from torchfab.transport.messages.doctor import ClockRequest
+from torchfab.transport.clock import read_clock
 from torchfab.transport.messages.profile import (
     ProfileRequest,
     ProfileResultRequest,
@@ -29,18 +29,10 @@ from torchfab.transport.messages.profile import (
 from torchfab.transport.session import Session
 from torchfab.transport.session_pool import SessionPool
 
-_READINGS = 9
+_READINGS = 9  # of a clock
 _LEAD_S = 2.0  # until the ranks begin: all nodes have the request, and the ranks are ready
 _LEAD_OF_NODE_S = 0.01
 _TRACE_S = 120.0  # for the ranks to write their traces
-
-
-@dataclass(frozen=True)
-class ClockOffset:
-    """How far a clock is ahead of this machine's, in seconds, and by how much that may be wrong."""
-
-    offset_s: float
-    uncertainty_s: float
 
 
 def profile(record: Record, ranks: Sequence[int] | None, seconds: float, folder: Path) -> JobProfile:
@@ -93,7 +85,7 @@ class _Profile:
         ranks: Sequence[int] | None,
         seconds: float,
         folder: Path,
-        clocks: Mapping[int, ClockOffset],
+        clocks: Mapping[int, Clock],
     ) -> None:
         self.record, self.seconds, self.folder, self.clocks = record, seconds, folder, clocks
         self.ranks = None if ranks is None else list(ranks)
@@ -107,7 +99,7 @@ class _Profile:
         request = ProfileRequest(
             **address(self.record, node),
             ranks=self.ranks,
-            start=self.start + self.clocks[node.rank].offset_s,
+            start=self.start + self.clocks[node.rank].ahead_s,
             seconds=self.seconds,
             lead_s=self.lead_s,
             timeout_s=_TRACE_S,
@@ -133,42 +125,19 @@ class _Profile:
     def profile_of(self, node: Node, report: RankProfileReport) -> RankProfile:
         """Return the profile of a rank whose trace is there."""
         calls = tuple(Call(each.group, each.number, each.operation, each.time) for each in report.calls)
-        times = (report.begun, report.ended, self.clocks[node.rank].offset_s)
+        times = (report.begun, report.ended, self.clocks[node.rank].ahead_s)
         return RankProfile(report.rank, node.label, _path(self.folder, report.rank), *times, calls, report.devices)
 
 
-def _clocks(sessions: SessionPool, timeout_s: float) -> dict[int, ClockOffset]:
-    found = sessions.map(lambda _, session: clock_offset(session, timeout_s))
-    return {node.rank: clock for node, clock in found if isinstance(clock, ClockOffset)}
+def _clocks(sessions: SessionPool, timeout_s: float) -> dict[int, Clock]:
+    found = sessions.map(lambda _, session: read_clock(session, timeout_s, _READINGS))
+    return {node.rank: clock for node, clock in found if isinstance(clock, Clock)}
 
 
-def _largest_error(clocks: Iterable[ClockOffset]) -> float:
+def _largest_error(clocks: Iterable[Clock]) -> float:
     """Return how far two clocks may be apart after the correction: two nodes, each with its uncertainty."""
-    two = sorted((each.uncertainty_s for each in clocks), reverse=True)[:2]
+    two = sorted((each.within_s for each in clocks), reverse=True)[:2]
     return sum(two) if len(two) > 1 else 0.0
-
-
-def clock_offset(session: Session, timeout_s: float) -> ClockOffset:
-    """Measure how far the clock of a node is ahead of this machine's.
-
-    Parameters
-    ----------
-    session : Session
-        With the node.
-    timeout_s : float
-        Time limit in seconds for each answer.
-
-    Returns
-    -------
-    ClockOffset
-    """
-    found = []
-    for _ in range(_READINGS):
-        sent = time.time()
-        remote = session.request(ClockRequest(), timeout_s).time
-        received = time.time()
-        found.append(ClockOffset(remote - (sent + received) / 2, (received - sent) / 2))
-    return min(found, key=lambda each: each.uncertainty_s)
 
 
 def _path(folder: Path, rank: int) -> Path:

@@ -201,7 +201,9 @@ def answer_profile(request: Any, response: Any) -> None:
     try:
         _profile().answer(request, response, os.path.join(HERE, f"{os.environ['RANK']}-{os.getpid()}.trace.json.gz"))
     except Exception as error:  # it must not reach C++
-        response.set_content(f'{{"problem": "the profiler could not be loaded: {type(error).__name__}"}}', "text/json")
+        response.set_content(
+            f'{{"problem": "the profiler could not be loaded: {type(error).__name__}"}}', "application/json"
+        )
 
 
 def _profile() -> Any:

@@ -60,8 +60,8 @@ def _end_others(job_folder: str, spec: dict[str, Any]) -> None:
         os.close(os.open(spec["failed"], os.O_WRONLY | os.O_CREAT, 0o600))
     except OSError:  # a full disk: srun ends them
         return
-    patience_s = spec["grace_s"] + _AFTER_GRACE_S + (spec.get("after_timeout_s") or 0)
-    deadline = time.monotonic() + patience_s
+    wait_s = spec["grace_s"] + _AFTER_GRACE_S + (spec.get("after_timeout_s") or 0)
+    deadline = time.monotonic() + wait_s
     others = [os.path.join(job.node_folder(job_folder, rank), job.AGENT) for rank in range(spec["nodes"])]
     while time.monotonic() < deadline and not all(_has_ended(folder, spec["restart"]) for folder in others):
         time.sleep(_POLL_S)
