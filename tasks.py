@@ -27,7 +27,9 @@ SOME_FAILED = 1  # pytest's exit code; the others (a broken test file, Ctrl-C) w
 OPTIONS_HELP = 'further arguments of the program, in one string: --options "-x -vv"'
 
 
-FAST_HELP = "leave out tests/integration: all that needs sshd, tmux on several hosts, Slurm, MPI, DeepSpeed or training"
+FAST_HELP = "leave out tests/integration (sshd, tmux on several hosts, Slurm, MPI, DeepSpeed, training) and slow tests"
+FAST = ("--ignore", "tests/integration", "-m", "not slow")
+FAST_EXAMPLES = "25"  # of each property-based test of a parser; 100 otherwise
 
 
 @task(
@@ -40,8 +42,9 @@ FAST_HELP = "leave out tests/integration: all that needs sshd, tmux on several h
 )
 def test(context: Context, fast: bool = False, match: str = "", rerun: bool = False, options: str = "") -> None:
     """Run the tests."""
-    selection = ["--ignore", "tests/integration"] if fast else []
-    words = (*_pytest(match), *PARALLEL, "--durations", "15", *selection, *shlex.split(options))
+    if fast:
+        os.environ.setdefault("TORCHFAB_FUZZ_EXAMPLES", FAST_EXAMPLES)
+    words = (*_pytest(match), *PARALLEL, "--durations", "15", *(FAST if fast else ()), *shlex.split(options))
     if rerun:
         _succeed_with_rerun(*words)
     else:

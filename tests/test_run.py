@@ -14,6 +14,8 @@ import pytest
 
 from tests.support import require
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).parents[1] / "run"
 NEEDED = ("tmux", "ssh", "rsync")
 NEEDED_BY_TESTS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_test_passes_its_flags_to_pytest(ran: list[list[str]]) -> None:
+def test_test_passes_its_flags_to_pytest(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHFAB_FUZZ_EXAMPLES", "7")  # a value of the user's own stays
     tasks.test(invoke.Context(), fast=True, match="a or b", options="-x -k 'c d'")
     expected = [
         "-m",
@@ -73,11 +75,14 @@ def test_test_passes_its_flags_to_pytest(ran: list[list[str]]) -> None:
         "15",
         "--ignore",
         "tests/integration",
+        "-m",
+        "not slow",
         "-x",
         "-k",
         "c d",
     ]
     assert ran == [["python", *expected]]
+    assert os.environ["TORCHFAB_FUZZ_EXAMPLES"] == "7"
 
 
 def test_golden_rewrites_records(ran: list[list[str]]) -> None:

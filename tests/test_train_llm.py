@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 import train_llm
 from train_llm import Batching, Corpus, DistributedRank, TrainError
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",

@@ -15,7 +15,8 @@ from torchfab.launchers.shims import source_of
 from torchfab.remote import job_files, procfs
 
 # A launcher as torchrun is: when a rank fails or SIGTERM comes, it ends the others and what is below them. With
-# RESTARTS, it starts the ranks again that often.
+# RESTARTS, it starts the ranks again that often. As torchrun, it sleeps between two looks: one that reaps a rank in the
+# moment in which that fails cannot be held.
 LAUNCHER = """
 import os, signal, subprocess, sys, time
 terms = []
@@ -28,7 +29,7 @@ def run(attempt):
         for number in range(3)
     ]
     while not terms and all(rank.poll() is None for rank in ranks):
-        time.sleep(0.002)
+        time.sleep(0.05)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for rank in ranks:
             if rank.poll() is None:
@@ -67,9 +68,11 @@ def launched(place: Place, out: Path, **spec: Any) -> subprocess.Popen[bytes]:
 
 
 def await_ranks(place: Place, out: Path, attempt: int) -> None:
-    """Wait until the ranks of an attempt are ready and known."""
+    """Wait until the ranks of an attempt are ready and known, and their launcher is watched."""
     wait_for(lambda: len(list(out.glob(f"ready-*-{attempt}"))) == 3)
     wait_for(lambda: len(place.read(place.folder / "agent", job_files.RANKS) or []) == 3 * (attempt + 1))
+    launcher = place.read(place.folder / "agent", job_files.STARTED)["pid"]
+    wait_for(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{launcher}/status").read_text())
 
 
 def saved(out: Path) -> dict[str, Any]:

@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from torchfab.launchers.shims import source_of
+
+pytestmark = pytest.mark.slow
 
 # torch's server calls the handler from a thread of its own, and so does this.
 HEAD = """
