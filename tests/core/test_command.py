@@ -87,10 +87,12 @@ def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
 @pytest.mark.parametrize(
     ("line", "fix"),
     [
-        ("torchrun --nproc_per_node 2 --standalone train.py a", "fab launch-per-node -- train.py a"),
+        ("torchrun --nproc_per_node 2 --standalone train.py a", "fab launch-per-node --nproc-per-node 2 -- train.py a"),
+        ("torchrun --nproc-per-node=gpu --nnodes 2 train.py", "fab launch-per-node -- train.py"),
         ("torchrun --nnodes=2 -m pkg", "fab launch-per-node -- -m pkg"),
-        ("python -m torch.distributed.run --nproc-per-node 2 train.py", "fab launch-per-node -- train.py"),
-        ("deepspeed --num_gpus 2 train.py", "fab launch-deepspeed -- train.py"),
+        ("python -m torch.distributed.run --nproc-per-node=2 a.py", "fab launch-per-node --nproc-per-node 2 -- a.py"),
+        ("deepspeed --num_gpus 2 train.py", "fab launch-deepspeed --nproc-per-node 2 -- train.py"),
+        ("colossalai run --nproc_per_node 8 --master_port 29 t.py", "fab launch-colossalai --nproc-per-node 8 -- t.py"),
         ("mpirun -n 4 python train.py", "fab launch-mpi -- train.py"),
         ("srun -N 2 python train.py", "fab launch-slurm -- train.py"),
         ("accelerate launch --multi_gpu train.py", "-- accelerate launch train.py"),

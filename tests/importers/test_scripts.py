@@ -128,6 +128,10 @@ LAUNCHES: dict[str, tuple[str, list[str]]] = {
         "mpirun -np 8 -H a:4,b:4 -mca btl ^openib -x NCCL_DEBUG=INFO python a.py",
         ["-H", "a,b", "launch-mpi", "--nproc-per-node=4", "--env=NCCL_DEBUG=INFO", "--", "a.py"],
     ),
+    "a program of mpirun": (
+        "mpirun -ppn 4 -hosts a,b ./waves --n 3 'x y'",
+        ["-H", "a,b", "launch-mpi", "--nproc-per-node=4", "--", "./waves", "--n", "3", "x y"],
+    ),
     "ssh in a loop": (
         'for h in a b; do\n  ssh -p 22 $h "cd /w; torchrun --nnodes 2 a.py" &\ndone\n',
         ["launch-per-node", "--nodes=2", "--workdir=/w", "--", "a.py"],
@@ -255,7 +259,13 @@ def test_control_characters_are_escaped_in_the_command() -> None:
     assert render(read("#!/bin/sh\ntorchrun $'\\ud800.py'\n"), "x").endswith(r"-- $'\xed\xa0\x80.py'")
 
 
-@pytest.mark.parametrize("piece", ['"$(', "${a:-", '$("', "(", "`$(", '"${x:-'])
+@pytest.mark.parametrize("piece", ['"$(', '"${x:-'])
+def test_a_quote_that_is_nested_deeply_and_not_closed_is_an_error_in_a_moment(piece: str) -> None:
+    with pytest.raises(UsageError, match=r"^x:3: the quote of .* is not closed"):
+        importers.read(f"#!/bin/sh\ntorchrun a.py\necho {piece * 5000}a\n", "x")
+
+
+@pytest.mark.parametrize("piece", ["${a:-", '$("', "(", "`$("])
 def test_a_script_that_is_nested_deeply_is_read_in_a_moment(piece: str) -> None:
     assert importers.read(f"#!/bin/sh\ntorchrun a.py\nX={piece * 5000}a\n", "x").script[0] == "a.py"
 
@@ -296,10 +306,32 @@ def test_scripts_of_lsf_and_pbs_run_inside_of_their_job(text: str, scheduler: st
     assert "${LSB_DJOB_HOSTFILE}" in render(draft, "x") or "${PBS_NODEFILE}" in render(draft, "x")
 
 
+@pytest.mark.parametrize("program", ["hostname", "/bin/bash -c hostname", "/usr/bin/env hostname", "/usr/bin/nsys x"])
+def test_mpirun_of_another_program_is_no_launch(program: str) -> None:
+    with pytest.raises(UsageError, match="no command in it starts a Python script"):
+        importers.read(f"#!/bin/sh\nmpirun -np 2 {program}\n", "x")
+
+
 def test_a_script_that_launches_nothing_is_an_error_with_the_kinds_that_are_read() -> None:
     with pytest.raises(UsageError, match="x: no command in it starts a Python script with torchrun") as caught:
-        importers.read("#!/bin/sh\necho hello\nmpirun -np 2 ./waves\nRscript a.R $TOKEN\n", "x")
-    assert caught.value.message.endswith("; its commands: mpirun -np 2 ./waves; Rscript a.R $TOKEN")
+        importers.read("#!/bin/sh\necho hello\nmpirun -np 2 waves\nRscript a.R $TOKEN\n", "x")
+    assert caught.value.message.endswith("; its commands: mpirun -np 2 waves; Rscript a.R $TOKEN")
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_quote_that_is_not_closed_is_an_error_with_its_line(quote: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        importers.read(f"#!/bin/sh\n# don't\ntorchrun a.py --name {quote}my run\necho done\n", "x")
+    assert caught.value.message == f"x:3: the quote of {quote}my run is not closed"
+
+
+@pytest.mark.parametrize(
+    "part", ["$(cat <<E\ndon't\nE\n)", '"$(cat <<E\ndon\'t\nE\n)"', "${A:-b"], ids=["here", "quoted", "brace"]
+)
+def test_what_may_end_in_a_real_shell_is_a_note(part: str) -> None:
+    draft = importers.read(f"#!/bin/sh\ntorchrun a.py\necho {part}\necho done\n", "x")
+    assert draft.script == ("a.py",)
+    assert [each.number for each in draft.skipped if "its end was not found" in each.reason] == [3]
 
 
 def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:

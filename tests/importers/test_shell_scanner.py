@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE
 from tests.support import fuzzed
-from torchfab.importers.shell_scanner import Statement, statements
+from torchfab.importers.shell_scanner import Statement, Unclosed, find_unclosed, statements
 
 SCRIPTS: dict[str, tuple[str, list[tuple[int, list[str]]]]] = {
     "lines and operators": (
@@ -50,6 +50,29 @@ PIECES = st.sampled_from(
     )
 )
 def test_any_text_is_split(text: str) -> None:
+    found = find_unclosed(text)
+    assert found is None or text.endswith(found.text)
     for each in statements(text):
         assert each.words
         assert 1 <= each.number <= text.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("a\nb 'c d\ne\n", Unclosed(2, "'", "'c d\ne\n")),
+        ('a --name "my run\nb\n', Unclosed(1, '"', '"my run\nb\n')),
+        ('a > "b\nc\n', Unclosed(1, '"', '"b\nc\n')),
+        ("a x'y' z'", Unclosed(1, "'", "'")),
+        ("a $(b\n", Unclosed(1, "$", "$(b\n")),
+        ("a `b\n", Unclosed(1, "`", "`b\n")),
+        ("A=( b\nc\n", Unclosed(1, "(", "( b\nc\n")),
+        ("a 'b' \"c'\" $(d 'e') `f` ${g:-h} $'i\\'' A=( 'j' )", None),
+        ("a # don't\n", None),
+        ("cat <<E\ndon't\nE\nb\n", None),
+        ("a b\\", None),
+        ("", None),
+    ],
+)
+def test_a_quote_or_bracket_without_its_end_is_found(script: str, expected: Unclosed | None) -> None:
+    assert find_unclosed(script) == expected

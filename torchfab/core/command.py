@@ -13,6 +13,7 @@ from dataclasses import field
 
 from torchfab.core import shell_words
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.lazy_dataclass import dataclass
 
 PYTHON = "python"  # as the first word of a program, it means the training interpreter of each node
@@ -41,6 +42,8 @@ _SWITCHES = (
     *("--standalone", "--no-python", "--no_python", "--run-path", "--use-env", "--use_env", "--no_ssh"),
     *("--oversubscribe", "--allow-run-as-root"),
 )
+# Their flags for the number of ranks per node, which --nproc-per-node replaces.
+_RANKS_PER_NODE = ("--nproc-per-node", "--num-gpus")
 # The words before the flags of `accelerate launch`, which is a launcher too.
 _ACCELERATE = (
     ("accelerate", "launch"),
@@ -231,21 +234,31 @@ def _refuse_launcher(name: str, rest: Sequence[str]) -> None:
     head = next((head for head in _LIGHTNING if words[: len(head)] == head), (name,))
     task = _LAUNCHERS.get(name) or ("launch-per-node" if head in _LIGHTNING else "")
     if task:
-        line = shlex.join(["fab", task, "--", *_without_flags(words[len(head) :])])
+        count, command = _without_flags(words[len(head) :])
+        ranks = ["--nproc-per-node", count] if count else []
+        line = shlex.join(["fab", task, *ranks, "--", *command])
         raise UsageError(f"{shlex.join(head)} would start ranks inside every rank", f"omit it: {line}")
 
 
-def _without_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what a launcher like torchrun runs, without the launcher's own flags and a leading `python`."""
+def _without_flags(words: Sequence[str], count: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return what a launcher like torchrun runs, without the launcher's own flags and a leading `python`.
+
+    The number of ranks per node comes before it; empty if the flags do not give it as a number.
+    """
     at = 0
     while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "--module"):
-        at += 1 if "=" in words[at] or words[at] in _SWITCHES else 2
+        name, equals, value = words[at].partition("=")
+        width = 1 if equals or name in _SWITCHES else 2
+        value = value if equals else "".join(words[at + 1 : at + width])
+        if name.replace("_", "-") in _RANKS_PER_NODE and is_whole(value):
+            count = value
+        at += width
     rest = tuple(words[at:])
     if rest[:1] == ("run",):
-        return _without_flags(rest[1:])
+        return _without_flags(rest[1:], count)
     if rest and _PYTHON.fullmatch(rest[0]):
         rest = rest[1:]
-    return ("-m", *rest[1:]) if rest[:1] == ("--module",) else rest or ("train.py",)
+    return count, ("-m", *rest[1:]) if rest[:1] == ("--module",) else rest or ("train.py",)
 
 
 def _file(words: tuple[str, ...], look: Looker) -> Command:

@@ -79,7 +79,10 @@ def _is_document(text: str, source: Source) -> bool:
 
 
 def _script(text: str, name: str) -> Draft:
-    draft = scripts.read(text)
+    try:
+        draft = scripts.read(text)
+    except UsageError as error:
+        raise UsageError(f"{name}:{error.message}", error.fix) from None
     if not draft.script:
         raise UsageError(
             f"{name}: no command in it starts a Python script with torchrun, accelerate, deepspeed, mpirun or python"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 
 from torchfab.core.lazy_dataclass import dataclass
+from torchfab.core.shell_words import SHELLS
 from torchfab.importers import accelerate_settings, variables
 from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.options import ACCELERATE, BLAUNCH, DEEPSPEED, MPIRUN, PYTHON, SRUN, TORCHRUN, Option
@@ -237,7 +238,17 @@ def _mpirun(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None
             launch.skip(option, "a variable of this terminal: fab forwards NCCL_* and the like; else --env NAME=VALUE")
         elif option.name != "allow-run-as-root":
             launch.skip(option, "an option of mpirun; fab launch-mpi passes its own")
-    return _parse(rest, launch, depth)
+    found = _parse(rest, launch, depth)
+    if found is None and rest and "/" in rest[0] and not _runs_another(rest[0]):
+        launch.script = rest  # a program that is given by its path: mpirun ./train
+        return launch
+    return found
+
+
+def _runs_another(path: str) -> bool:
+    """Whether a program is a shell, or another one that runs the command in its arguments."""
+    program = posixpath.basename(path)
+    return program in SHELLS or program in _WRAPPERS or program in _RUNNERS or bool(_PYTHON.fullmatch(program))
 
 
 def _without_mca(words: tuple[str, ...], launch: Launch) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ import posixpath
 import re
 from dataclasses import field, replace
 
+from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.importers import directives, launch_lines, variables
 from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.launch_lines import Launch
 from torchfab.importers.options import SSH
-from torchfab.importers.shell_scanner import Statement, statements
+from torchfab.importers.shell_scanner import Statement, find_unclosed, statements
 from torchfab.importers.shell_words import Expander
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=(.*)", re.DOTALL)
@@ -288,8 +289,14 @@ def read(text: str) -> Draft:
     -------
     Draft
         Its `script` is empty if no command of the script launches training.
+
+    Raises
+    ------
+    UsageError
+        A quote is not closed; the message begins with the line, `12: `.
     """
     draft = Draft("a shell script")
+    _check_quotes(text, draft)
     for match in _CONTINUED.finditer(text):
         number = text.count("\n", 0, match.start()) + 1
         draft.skip(number, "blanks after the backslash", "read as a line that goes on; a shell would end it here")
@@ -303,6 +310,24 @@ def read(text: str) -> Draft:
     if reader.launch is not None:
         _choose_task(draft, reader.launch)
     return draft
+
+
+def _check_quotes(text: str, draft: Draft) -> None:
+    """Refuse a quote without its end, and note what may be complete in a real shell only.
+
+    A here-document in a substitution may hold single quotes, which this scanner takes for quotes.
+    """
+    found = find_unclosed(text)
+    if found is None:
+        return
+    begin = found.text.splitlines()[0].rstrip()
+    begin = begin if len(begin) <= _SHOWN else f"{begin[: _SHOWN - 1]}…"
+    if found.sign in "'\"" and "<<" not in found.text:
+        raise UsageError(
+            f"{found.number}: the quote of {begin} is not closed",
+            "close it: a shell would take everything behind it for one word",
+        )
+    draft.skip(found.number, begin, "its end was not found: everything behind it was read as one word")
 
 
 def _slurm_variables(draft: Draft) -> dict[str, str]:

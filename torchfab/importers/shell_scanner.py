@@ -42,9 +42,29 @@ class Statement:
     here: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Unclosed:
+    """A quote or bracket without its end.
+
+    Parameters
+    ----------
+    number : int
+        Its line, from 1.
+    sign : str
+        The quote, or the character that begins the bracket: `"`, `'`, `$`.
+    text : str
+        Everything from it to the end of the script.
+    """
+
+    number: int
+    sign: str
+    text: str
+
+
 @dataclass
 class _Scanner:
     text: str
+    unclosed: Unclosed | None = None
     position: int = 0
     words: list[str] = field(default_factory=list)
     begin: int = 0
@@ -84,24 +104,40 @@ class _Scanner:
 
     def _word(self) -> None:
         start = self.position
-        self.position = skip_word(self.text, start)
-        word = self.text[start : self.position]
+        word = self._skip_word()
         if word.isdigit() and self.text[self.position : self.position + 1] in ("<", ">"):
             return  # the number of a file descriptor: 2>&1
         if not self.words:
             self.begin = start
         self.words.append(word.replace("\\\n", ""))
 
+    def _skip_word(self) -> str:
+        """Go behind the word at the position, and return it."""
+        start = self.position
+        self.position = skip_word(self.text, start)
+        if self.position == len(self.text):
+            self._find_unclosed(start)
+        return self.text[start : self.position]
+
+    def _find_unclosed(self, start: int) -> None:
+        """Look for a part of the script's last word that would also take in a character behind the script."""
+        longer = self.text + "x"
+        while start < len(self.text):
+            end = skip_part(longer, start)
+            if end > len(self.text) and self.text[start] != "\\":
+                number = self.text.count("\n", 0, start) + 1
+                self.unclosed = Unclosed(number, self.text[start], self.text[start:])
+            start = end
+
     def _redirection(self, operator: str) -> None:
         self.position += len(operator)
         while self.text[self.position : self.position + 1] in (" ", "\t"):
             self.position += 1
-        start = self.position
-        self.position = skip_word(self.text, start) if self.text[start : start + 1] not in ("", "\n") else start
+        target = self._skip_word() if self.text[self.position : self.position + 1] not in ("", "\n") else ""
         if operator in (">", ">>", "&>", "&>>", ">|"):
-            self.writes = self.text[start : self.position]
+            self.writes = target
         if operator in ("<<", "<<-"):
-            self.here_documents.append(self.text[start : self.position])
+            self.here_documents.append(target)
 
     def _read_here_documents(self) -> list[str]:
         found: list[str] = []
@@ -256,3 +292,22 @@ def statements(text: str) -> list[Statement]:
         Without comments, redirections, here-documents and keywords.
     """
     return list(_Scanner(text).statements())
+
+
+def find_unclosed(text: str) -> Unclosed | None:
+    """Return the quote or bracket of a script that is not closed.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+
+    Returns
+    -------
+    Unclosed or None
+        None if all are closed.
+    """
+    scanner = _Scanner(text)
+    for _ in scanner.statements():
+        pass
+    return scanner.unclosed

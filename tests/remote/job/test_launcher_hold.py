@@ -86,7 +86,9 @@ def test_a_signal_during_the_hold_is_handled_after_it(counting: subprocess.Popen
 
 def test_a_killed_holder_leaves_nothing_held(counting: subprocess.Popen[bytes], tmp_path: Path) -> None:
     argv = [sys.executable, "-c", HOLDING, str(counting.pid)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as holder:
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.fspath(root)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
         assert not advances(tmp_path / "main")
