@@ -49,7 +49,10 @@ REFUSED = {
     "no program": (("no-such-program", "a"), "there is no program no-such-program on PATH"),
     "a folder": (("configs",), "/configs is a folder"),
     "no shell script": (("no-such.sh",), "no-such.sh does not exist"),
-    "torchrun": (("torchrun", "--nproc_per_node", "2", "light.py"), "fab launch-per-node -- light.py"),
+    "torchrun": (
+        ("torchrun", "--nproc_per_node", "2", "light.py"),
+        "omit it: fab launch-per-node --nproc-per-node 2 -- light.py",
+    ),
     "torch.distributed.run": (("python", "-m", "torch.distributed.run", "light.py"), "would start ranks inside"),
     "python alone": (("python",), "names no script"),
 }
