@@ -96,7 +96,7 @@ def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
         ("mpirun -n 4 python train.py", "fab launch-mpi -- train.py"),
         ("srun -N 2 python train.py", "fab launch-slurm -- train.py"),
         ("accelerate launch --multi_gpu train.py", "-- accelerate launch train.py"),
-        ("accelerate launch --cpu --num_processes 8 --machine-rank=1 a.py", "-per-node 8 -- accelerate launch --cpu a.py"),
+        ("accelerate launch --cpu --num_processes 8 --machine-rank=1 a.py 8", " 8 -- accelerate launch --cpu a.py 8"),
         ("accelerate launch --num_processes=8 --num_machines 2 a.py", "fab launch-per-node --nproc-per-node 4 -- acc"),
         ("accelerate launch --num_processes 7 --num_machines 2 a.py", "omit it: -- accelerate launch a.py"),
         ("accelerate launch --num_processes $N a.py", "omit it: -- accelerate launch a.py"),
