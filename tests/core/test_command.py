@@ -102,7 +102,7 @@ def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
         ("accelerate launch --num_processes $N a.py", "omit it: -- accelerate launch a.py"),
         ("accelerate launch --use_fsdp train.py", "run the script itself"),
         ("accelerate launch --config_file fsdp.yaml train.py", "run the script itself"),
-        ("fabric run --devices 2 train.py --lr 3", "fab launch-per-node -- train.py --lr 3"),
+        ("fabric run --devices 2 train.py --lr 3", "fab launch-per-node --nproc-per-node 2 -- train.py --lr 3"),
         ("lightning run model --num-nodes=2 train.py", "fab launch-per-node -- train.py"),
     ],
 )  # fmt: skip

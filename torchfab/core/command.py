@@ -43,7 +43,7 @@ _SWITCHES = (
     *("--oversubscribe", "--allow-run-as-root"),
 )
 # Their flags for the number of ranks per node, which --nproc-per-node replaces.
-_RANKS_PER_NODE = ("--nproc-per-node", "--num-gpus")
+_RANKS_PER_NODE = ("--nproc-per-node", "--num-gpus", "--devices")
 # The words before the flags of `accelerate launch`, which is a launcher too.
 _ACCELERATE = (
     ("accelerate", "launch"),
