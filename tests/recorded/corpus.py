@@ -31,6 +31,7 @@ BATCHES = (
     "unseen7",
     "unseen8",
     "unseen9",
+    "unseen10",
     "reports",
 )
 Part = tuple[str, Mapping[str, str], str]

@@ -579,7 +579,7 @@ NETWORK = (
         "without them: --env NCCL_IB_DISABLE=1",
         patterns=(
             *(r"Call to ibv_(?!get_async_event)\w+ failed.*", r"ibv_\w+ failed with error .*"),
-            r"(?:Transport|Receiver-not-ready) retry count exceeded on .*",  # UCX
+            *(r"(?:Transport|Receiver-not-ready) retry count exceeded on .*", r"\bUCX\b.*[Ee]ndpoint timeout.*"),  # UCX
             r"Got async event ?: .*(?:error|fatal|catastrophic).*",
             r"Got async event ?: GID table change(?:.*\n){1,20}?.*Got completion.* (?:error|status)[ =]12\b.*",
         ),
@@ -790,6 +790,16 @@ NETWORK = (
         is_symptom=True,
         example="RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750",
         source="gloo, c10d",
+    ),
+    Signature(
+        *(Kind.NETWORK, "connection-lost"),
+        words="it could not connect to another rank: {line}",
+        fix=_PEER,
+        patterns=("Resource temporarily unavailable", r"connect\(\) timed out"),
+        spoken_by=_PEERS,
+        is_symptom=True,
+        example="RuntimeError: connect: Resource temporarily unavailable (originated at tensorpipe/common/socket.cc:114)",
+        source="c10d, tensorpipe",
     ),
 )
 OTHERS = (

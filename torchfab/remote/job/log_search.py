@@ -39,6 +39,7 @@ DUMPS = (
     r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
     r"|Failing at address)"
     r"|^={4,}|^[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-]|^\S+\([^)]*\)\s?\[0x[0-9a-f]+\]|^ ?\d+ 0x[0-9a-f]+ "
+    r"|^\*\*\* (?:SIG[A-Z]+ received by PID |.*stack trace:? \*\*\*)|^PC: @ "
     r"|^(?:Current thread|Thread) 0x|^  File \"|^Extension modules:"
 )
 _DUMP = re.compile(DUMPS.encode())
