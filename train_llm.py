@@ -149,7 +149,7 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     add("--eval-freq", type=at_least(0), default=500, help="steps between validations; 0: only at the end")
     add("--ckpt-freq", type=at_least(0), default=500, help="steps between checkpoints; 0: only at the end")
     add("--keep", type=at_least(1), default=2, help="checkpoints to keep, the newest ones")
-    add("--tracker", choices=["none", "tensorboard", "wandb"], default="none", help="where scalars go, too")
+    add("--tracker", choices=["none", "tensorboard", "wandb", "mlflow"], default="none", help="where scalars go, too")
 
 
 def add_launch_arguments(group: argparse._ArgumentGroup) -> None:
@@ -1068,6 +1068,8 @@ def open_tracker(tracker: str, folder: Path | None, step: int) -> Callable[[int,
 
             wandb.init(project=folder.parent.name, name=folder.name, id=folder.name, dir=folder, resume="allow")
             return lambda step, values: wandb.log(values, step=step)
+        if tracker == "mlflow":
+            return open_mlflow(folder)
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -1079,6 +1081,31 @@ def open_tracker(tracker: str, folder: Path | None, step: int) -> Callable[[int,
             writer.add_scalar(name, value, step)
 
     return write
+
+
+def open_mlflow(folder: Path) -> Callable[[int, dict[str, float]], None]:
+    """Return the function that records scalars in MLflow, in one run for all attempts of the experiment.
+
+    The server or store is MLflow's own setting, MLFLOW_TRACKING_URI. The file mlflow-run-id keeps the run's id.
+
+    Raises
+    ------
+    TrainError
+        MLflow cannot reach or open its store, or the store does not have the run of an earlier attempt.
+    """
+    import mlflow  # type: ignore[import-not-found,unused-ignore]
+
+    id_file = folder / "mlflow-run-id"
+    known = id_file.read_text().strip() if id_file.exists() else None
+    try:
+        mlflow.set_experiment(folder.parent.name)
+        run = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+    except mlflow.MlflowException as error:
+        where = f"MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()}"
+        raise TrainError(f"--tracker mlflow: {error} ({where}; run {known or 'new'}, see {id_file})") from error
+    id_file.write_text(run.info.run_id + "\n")
+    # Sent by a thread of MLflow: a slow server does not delay a step.
+    return lambda step, values: mlflow.log_metrics(values, step=step, synchronous=False)
 
 
 def memory_gb(device: torch.device) -> float:

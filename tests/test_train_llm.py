@@ -522,9 +522,10 @@ class TestLogging:
     ) -> None:
         with pytest.raises(TrainError, match="--experiment-name"):
             train_llm.open_tracker("tensorboard", None, 0)
-        monkeypatch.setitem(sys.modules, "wandb", None)
-        with pytest.raises(TrainError, match="pip install wandb"):
-            train_llm.open_tracker("wandb", tmp_path, 0)
+        for package in ("wandb", "mlflow"):
+            monkeypatch.setitem(sys.modules, package, None)
+            with pytest.raises(TrainError, match=f"pip install {package}"):
+                train_llm.open_tracker(package, tmp_path, 0)
 
 
 class TestArguments:

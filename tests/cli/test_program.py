@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +256,18 @@ def test_a_fabfile_of_the_project_is_not_run(torchfab, tmp_path: Path) -> None: 
 def test_messages_name_the_command_that_was_called(torchfab) -> None:  # type: ignore[no-untyped-def]
     assert torchfab("jobs").out.endswith("to launch one: torchfab launch-per-node --follow\n")
     assert torchfab("train.py").err.endswith("torchfab launch-per-node -- train.py\n")
+
+
+@pytest.mark.parametrize(
+    ("called_as", "name"), [(("-m", "torchfab"), "torchfab"), ((str(ROOT / "torchfab" / "__main__.py"),), "fab")]
+)
+def test_only_the_file_of_the_program_in_a_clone_is_named_fab(called_as: tuple[str, ...], name: str) -> None:
+    line = [sys.executable, *called_as, "--", "train.py"]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"error: there is no task before --: {name} launch-per-node -- train.py\n",
+    )
 
 
 def test_help_shows_the_tasks_and_the_flags(torchfab) -> None:  # type: ignore[no-untyped-def]

@@ -388,7 +388,9 @@ class TorchfabProgram(Program):
 def _own_name(called_as: str) -> str:
     """Return `torchfab`; or `fab`, in a supervisor that the clone's `fab` started by our program's path."""
     in_clone = (Path(torchfab.__file__).parents[1] / "run").is_file()
-    return program_name.FAB if in_clone and os.path.basename(called_as) == "__main__.py" else "torchfab"
+    # `python -m torchfab` has the same path as argv[0], but a module specification too
+    by_path = os.path.basename(called_as) == "__main__.py" and sys.modules["__main__"].__spec__ is None
+    return program_name.FAB if in_clone and by_path else "torchfab"
 
 
 def adopt() -> None:

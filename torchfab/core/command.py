@@ -43,7 +43,7 @@ _SWITCHES = (
     *("--oversubscribe", "--allow-run-as-root"),
 )
 # Their flags for the number of ranks per node, which --nproc-per-node replaces.
-_RANKS_PER_NODE = ("--nproc-per-node", "--num-gpus")
+_RANKS_PER_NODE = ("--nproc-per-node", "--num-gpus", "--devices")
 # The words before the flags of `accelerate launch`, which is a launcher too.
 _ACCELERATE = (
     ("accelerate", "launch"),
@@ -199,10 +199,24 @@ def _accelerate(head: Sequence[str], rest: Sequence[str], python: str = "") -> C
             fix += "configuration of accelerate, and for a script that holds this command"
             raise UsageError(f"accelerate launch {typed}: every rank would start its own job", fix)
         if name in _ACCELERATE_RANKS:
-            fix = f"omit it: -- {shlex.join(['accelerate', 'launch', *kept, *script])}"
+            ranks = _accelerate_ranks_per_node(flags)
+            task = f"{shlex.join(['fab', 'launch-per-node', '--nproc-per-node', ranks])} " if ranks else ""
+            fix = f"omit it: {task}-- {shlex.join(['accelerate', 'launch', *kept, *script])}"
             raise UsageError(f"accelerate launch {typed}: the launcher starts the ranks, one accelerate in each", fix)
     own = ("--num_processes", "1", "--num_machines", "1")
     return Command((*head, *own, *kept, *script), True, python)
+
+
+def _accelerate_ranks_per_node(flags: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """Return the ranks per node of `accelerate launch`, whose --num_processes counts the ranks of all machines.
+
+    Empty if the flags do not give it as a whole number.
+    """
+    values = {name: words[-1].rpartition("=")[2] for name, words in flags}
+    total, machines = values.get("num-processes", ""), values.get("num-machines", "1")
+    if not (is_whole(total) and is_whole(machines)) or int(machines) < 1 or int(total) % int(machines):
+        return ""
+    return str(int(total) // int(machines))
 
 
 def _accelerate_flags(words: Sequence[str]) -> tuple[list[tuple[str, tuple[str, ...]]], tuple[str, ...]]:
