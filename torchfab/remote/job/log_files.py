@@ -85,8 +85,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
         The process's folder.
     spec : dict
         Its spec. `rank`: the rank of a process that is itself a rank. `rank_logs`: a regular expression for paths
-        relative to the folder, below `logs/`, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the rank of local rank
-        0, if it is known in advance.
+        relative to the folder, below `logs/`, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the
+        rank of local rank 0, if it is known in advance.
 
     Returns
     -------
