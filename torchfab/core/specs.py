@@ -414,8 +414,8 @@ class Process:
     rank : int, optional
         Its rank, if it is a rank itself.
     rank_logs : str
-        Regular expression over paths relative to the process's folder: the log files of its ranks, with groups `rank`,
-        or `local_rank` and `attempt`.
+        Regular expression over paths relative to the process's folder: the log files of its ranks, which lie below
+        `logs/`, with groups `rank`, or `local_rank` and `attempt`.
     folders : tuple of str
         Folders to create in the process's folder before it starts.
     files : Mapping of str to str

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from torchfab.remote.host import package_environment
+from torchfab.remote.host import environment_marker, package_environment
 
 UV = """#!/bin/sh
 echo "$(pwd) $*" >> "{log}"
@@ -50,7 +49,7 @@ def test_uv_makes_the_environment_and_its_list_is_recorded(tmp_path: Path, log: 
         f"{project} pip sync --python {folder}/bin/python {folder}/torchfab-requirements.txt",
     ]
     assert (folder / "torchfab-requirements.txt").read_text() == "a==1\n"
-    mark = package_environment.read_marker(f"{folder}/bin/python")
+    mark = environment_marker.read_marker(f"{folder}/bin/python")
     assert mark is not None
     assert (mark["digest"], mark["source"]) == ("d1", "uv.lock")
 
@@ -100,14 +99,14 @@ def test_an_environment_whose_making_failed_is_not_taken_for_a_finished_one(tmp_
     uv.write_text(uv.read_text() + 'test "$1" = venv || { echo no such package; exit 3; }\n')
     text = problem(push(tmp_path, digest="d2"))
     assert text == "uv pip sync --python … ended with status 3\n    no such package | see its output above"
-    assert package_environment.read_marker(f"{tmp_path}/my env/bin/python") is None
+    assert environment_marker.read_marker(f"{tmp_path}/my env/bin/python") is None
     uv.write_text(UV.format(log=log, python=sys.executable))
     assert push(tmp_path, digest="d2")["made"]  # the same command succeeds when the cause is mended
 
 
 def test_a_push_that_was_killed_is_begun_anew(tmp_path: Path, log: Path) -> None:
     push(tmp_path)
-    (tmp_path / "my env" / package_environment.MARKER).unlink()
+    (tmp_path / "my env" / environment_marker.NAME).unlink()
     assert push(tmp_path)["made"]
 
 
@@ -135,17 +134,3 @@ def test_another_push_into_the_folder_is_awaited(tmp_path: Path, log: Path) -> N
 
 def test_a_missing_working_directory_is_named(tmp_path: Path, log: Path) -> None:
     assert "the working directory /none does not exist" in problem(push(tmp_path, workdir="/none"))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": 3, "source": "x"}', "no json"])
-def test_a_damaged_mark_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / package_environment.MARKER).write_text(text)
-    assert package_environment.read_marker(f"{tmp_path}/bin/python") is None
-    assert package_environment.read_marker("python3") is None
-
-
-def test_a_mark_is_read_without_following_the_interpreters_link(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / package_environment.MARKER).write_text(json.dumps({"digest": "d", "source": "s"}))
-    assert package_environment.read_marker(f"{tmp_path}/bin/python") == {"digest": "d", "source": "s"}

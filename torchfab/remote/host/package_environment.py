@@ -11,13 +11,13 @@ import subprocess
 import time
 
 from torchfab.remote import job_files
+from torchfab.remote.host import environment_marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-MARKER = "torchfab-env.json"
 _REQUIREMENTS = "torchfab-requirements.txt"
 _UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin")
 _SHOWN_LINES = 8
@@ -37,26 +37,6 @@ class PushError(Exception):
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
         self.what, self.fix = what, fix
-
-
-def read_marker(python: str) -> dict[str, Any] | None:
-    """Return the list of packages from which the environment of an interpreter was created.
-
-    Parameters
-    ----------
-    python : str
-        Path of the interpreter; links are not followed, because they point outside the environment.
-
-    Returns
-    -------
-    dict or None
-        `digest`, `source` (name of the file), `tool`; None if `env push` did not create it.
-    """
-    if not os.path.isabs(python):
-        return None
-    found = job_files.read_json(os.path.join(os.path.dirname(os.path.dirname(python)), MARKER))
-    known = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("digest", "source"))
-    return found if known else None
 
 
 def push(request: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +111,7 @@ def _is_locked(handle: int) -> bool:
 def _check(folder: str) -> dict[str, Any] | None:
     """Return the marker of the existing environment, if it works."""
     python = os.path.join(folder, "bin", "python")
-    found = read_marker(python)
+    found = environment_marker.read_marker(python)
     is_ours = os.path.exists(os.path.join(folder, _REQUIREMENTS))  # left by an interrupted push
     if found is None and not is_ours and os.path.isdir(folder) and os.listdir(folder):
         raise PushError(
@@ -153,7 +133,7 @@ def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:
     """Create the environment anew; return the tool and the version of Python."""
     folder, uv = request["folder"], find_uv()
     python = os.path.join(folder, "bin", "python")
-    marker = os.path.join(folder, MARKER)
+    marker = os.path.join(folder, environment_marker.NAME)
     _remove(folder, marker)
     new = [uv, "venv", "--python", request["python"]] if uv else [request["python"], "-m", "venv"]
     _run([*new, folder], request, deadline)

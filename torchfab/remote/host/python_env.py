@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 
-from torchfab.remote.host import package_environment
+from torchfab.remote.host import environment_marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def query(
     Returns
     -------
     dict
-        `python`, `path`, `torch`, `cuda`, `nccl` (empty if not installed), `packages` (see `package_environment`); or
+        `python`, `path`, `torch`, `cuda`, `nccl` (empty if not installed), `packages` (see `environment_marker`); or
         `problem`.
     """
     extra = {"PYTHONPATH": python_path} if python_path else {}
@@ -75,7 +75,7 @@ def query(
             cwd=workdir if os.path.isdir(workdir) else None,
             env={**environ, **extra},
         )
-        return {**json.loads(done.stdout.splitlines()[-1]), "packages": package_environment.read_marker(python)}
+        return {**json.loads(done.stdout.splitlines()[-1]), "packages": environment_marker.read_marker(python)}
     except FileNotFoundError:
         return {"problem": f"there is no {python}"}
     except subprocess.TimeoutExpired:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 AGENT = "agent"
+_RANK_LOGS = "logs"  # every launcher has its ranks' logs in this folder, where nothing else is
 _HOOKS = ((job_files.BEFORE_LOG, "before"), (job_files.AFTER_LOG, "after"))
 _MAX_TIME = 1e11  # seconds since the epoch; larger numbers are not a time and are skipped
 
@@ -84,8 +85,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
         The process's folder.
     spec : dict
         Its spec. `rank`: the rank of a process that is itself a rank. `rank_logs`: a regular expression for paths
-        relative to the folder, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the rank of local rank
-        0, if it is known in advance.
+        relative to the folder, below `logs/`, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the
+        rank of local rank 0, if it is known in advance.
 
     Returns
     -------
@@ -108,9 +109,9 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
 
 
 def _paths(folder: str) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(os.path.join(folder, _RANK_LOGS)):
         folders.sort()
-        for name in sorted(names) if parent != folder else ():  # those in the folder itself are ours
+        for name in sorted(names):
             yield os.path.relpath(os.path.join(parent, name), folder)
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 
 from torchfab.remote import job_files
-from torchfab.remote.host import machine_facts, package_environment
+from torchfab.remote.host import environment_marker, machine_facts
 from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
 from torchfab.remote.job import requirement_checks
@@ -61,7 +61,7 @@ class Preparation:
         setup = self._run_setup()
         facts = {
             **machine_facts.collect(self.environ),
-            "packages": package_environment.read_marker(self.request["python"]),
+            "packages": environment_marker.read_marker(self.request["python"]),
             "folder": self.folder,
             "port": self._port(),
             "setup": setup,

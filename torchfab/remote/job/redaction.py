@@ -56,8 +56,10 @@ def digests(secrets: dict[str, str], key: str) -> list[Any]:
         One entry for each line of each secret: length in bytes, kind of characters, hexadecimal digest.
     """
     pieces = sorted({(name, piece) for name, value in secrets.items() for piece in _pieces(value)})
-    digest = _digester(key) if key else None
-    return [[name, len(piece), _kind(piece), digest(piece).hex()] for name, piece in pieces if digest]
+    if not key or not pieces:  # hashlib is slow to import, and most jobs have no secrets
+        return []
+    digest = _digester(key)
+    return [[name, len(piece), _kind(piece), digest(piece).hex()] for name, piece in pieces]
 
 
 def _pieces(value: str) -> list[bytes]:
