@@ -798,7 +798,7 @@ NETWORK = (
         patterns=("Resource temporarily unavailable", r"connect\(\) timed out"),
         spoken_by=_PEERS,
         is_symptom=True,
-        example="RuntimeError: connect: Resource temporarily unavailable (this error originated at tensorpipe/socket.cc)",
+        example="RuntimeError: connect: Resource temporarily unavailable (this error originated at tensorpipe)",
         source="c10d, tensorpipe",
     ),
 )
