@@ -99,6 +99,7 @@ def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
         ("accelerate launch --cpu --num_processes 8 --machine-rank=1 a.py 8", " 8 -- accelerate launch --cpu a.py 8"),
         ("accelerate launch --num_processes=8 --num_machines 2 a.py", "fab launch-per-node --nproc-per-node 4 -- acc"),
         ("accelerate launch --num_processes 7 --num_machines 2 a.py", "omit it: -- accelerate launch a.py"),
+        ("accelerate launch --num_processes 0 a.py", "omit it: -- accelerate launch a.py"),
         ("accelerate launch --num_processes $N a.py", "omit it: -- accelerate launch a.py"),
         ("accelerate launch --use_fsdp train.py", "run the script itself"),
         ("accelerate launch --config_file fsdp.yaml train.py", "run the script itself"),

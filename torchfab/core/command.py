@@ -214,7 +214,7 @@ def _accelerate_ranks_per_node(flags: Sequence[tuple[str, tuple[str, ...]]]) -> 
     """
     values = {name: words[-1].rpartition("=")[2] for name, words in flags}
     total, machines = values.get("num-processes", ""), values.get("num-machines", "1")
-    if not (is_whole(total) and is_whole(machines)) or int(machines) < 1 or int(total) % int(machines):
+    if not (is_whole(total) and is_whole(machines)) or min(int(total), int(machines)) < 1 or int(total) % int(machines):
         return ""
     return str(int(total) // int(machines))
 

@@ -25,7 +25,7 @@ _OWN_ADDRESSES = {"127.0.0.1", "127.0.1.1", "::1"}
 _OTHER_PYTHON = "give an interpreter that works on every node with --python"
 # Run by the training interpreter. Prints its version, and for each required module `name=2.1`, `name=` if the version
 # is unknown, or `name` if the module is missing. Modules are located, not imported: importing torch takes seconds;
-# and by the finders themselves, because importing importlib.util takes half of the time of this program.
+# and by the finders themselves, because importing importlib.util takes a quarter of the time of this program.
 # The version is in the name of the .dist-info folder beside an installed package. importlib.metadata is used only if
 # there is no such folder: importing it takes three times as long as all the rest.
 _PYTHON_PROBE = """
