@@ -219,6 +219,25 @@ def test_sigterm_of_a_head_after_a_failure_elsewhere_is_a_consequence(code: int)
     assert first_and_consequences(diagnose_nodes(lost, ended))[0] == "rank 0 on node1"
 
 
+@pytest.mark.parametrize("after_s", [0.05, 0.2, 3.0])
+def test_sigterm_to_a_head_after_a_rank_left_early_is_a_consequence(after_s: float) -> None:
+    head = process("failed", name="head", code=143, ended=1060.0 + after_s)
+    trace = RAISED.replace("KeyError: 'label'", LOST_RANK)
+    processes = [head, process("failed", rank(0, 1, 1060.0))]
+    lost = node(0, processes, [log(0, trace, 1060.0)], ends={"head": EXIT_RECORD})
+    early = node(1, [process("succeeded", rank(1, 0, 1059.4))])
+    found = diagnose_nodes(lost, early)
+    assert (found.cause.name, found.first and found.first.rank) == ("left-early", 1)
+
+
+def test_sigterm_to_a_head_before_its_ranks_lost_each_other_is_the_cause() -> None:
+    head = process("failed", name="head", code=143, ended=1059.0)
+    trace = RAISED.replace("KeyError: 'label'", LOST_RANK)
+    processes = [head, process("failed", rank(0, 1, 1060.0))]
+    lost = node(0, processes, [log(0, trace, 1060.0)], ends={"head": EXIT_RECORD})
+    assert cause(lost)[:2] == (Kind.KILLED, "terminated")
+
+
 @pytest.mark.parametrize("output", ["", RECEIVED_SIGNAL, RECEIVED_SIGNAL + CLOSING.format(101)])
 def test_rank_that_raised_before_it_was_terminated_has_its_own_cause(output: str) -> None:
     lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, RAISED.replace("KeyError: 'label'", LOST_RANK))])

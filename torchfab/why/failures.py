@@ -35,7 +35,10 @@ from torchfab.why.tracebacks import Traceback
 ROOT, LOST, SHOT, VAGUE, SYMPTOM, CONSEQUENCE = range(6)
 # A rank that ended with exit code 0 this long after an exception had continued after it.
 _WENT_ON_S = 15.0
-_SENT_AFTER_S = 0.3
+# How much later than the first failure of a rank SIGTERM is a consequence of it. The head gets it as soon as a node has
+# ended (`torchfab.remote.shims.rsh`), 0.2 s after the rank on a fast machine.
+_SENT_AFTER_S, _HEAD_AFTER_S = 0.3, 0.0
+_HEAD = "head"  # the name of the process that starts the launcher of `launchers/head_node.py`
 _SIGNAL_CODES = (-15, -9, -2, -1, 143, 137)
 _BY_SIGTERM = ("terminated", "asked", "ended", "by-launcher", "by-supervisor", "stopped")
 _ENDED_BY_OTHERS = ("stopped", "ended", "by-launcher", "by-supervisor")
@@ -173,12 +176,13 @@ def _ended_before(failures: list[Failure]) -> Callable[[Failure], Failure]:
 
 
 def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:
-    """Return whether a SIGTERM is a consequence of a rank's failure: the launcher on the head sends it."""
+    """Return what makes a SIGTERM a consequence of a rank's failure: the launcher on the head sends it, or gets it."""
     own = [each.time for each in failures if each.rank is not None and each.cause.name not in _BY_SIGTERM]
     first = min(own, default=float("inf"))
 
     def weigh(failure: Failure) -> Failure:
-        is_later = failure.cause.name == "terminated" and failure.time > first + _SENT_AFTER_S
+        after_s = _HEAD_AFTER_S if failure.process == _HEAD else _SENT_AFTER_S
+        is_later = failure.cause.name == "terminated" and failure.time > first + after_s
         return replace(failure, weight=CONSEQUENCE) if is_later else failure
 
     return weigh
