@@ -114,7 +114,8 @@ class Node:
             A value is missing or has the wrong type.
         """
         gpus = tuple(values["gpus"])
-        pairs = {name: tuple((key, value) for key, value in values.get(name, ())) for name in ("env", "labels")}
+        names = [name for name in ("env", "labels") if name in values]  # most nodes have none
+        pairs = {name: tuple((key, value) for key, value in values[name]) for name in names}
         return cls(**{**values, **pairs, "gpus": gpus})
 
 

@@ -12,9 +12,11 @@ jobs/<name>/            mode 0700
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from torchfab.records.record import Record, as_json, from_json, plan_as_json
 __all__ = ["Record", "Records"]
 
 ATTEMPTS = "attempts"
+_NOT_A_RECORD = (TorchfabError, ValueError, KeyError, TypeError)
 
 
 class Records:
@@ -349,11 +352,9 @@ class Records:
             The latest first. Folders whose record is missing or cannot be read are left out.
         """
         found = []
-        for path in self.root.glob("*/record.json"):
-            try:
-                found.append(from_json(path.parent, json.loads(path.read_text())))
-            except (OSError, TorchfabError, ValueError, KeyError, TypeError):
-                continue
+        for folder, values in self._read_all():
+            with contextlib.suppress(*_NOT_A_RECORD):
+                found.append(from_json(folder, values))
         return sorted(found, key=lambda record: record.created, reverse=True)
 
     def latest(self) -> Record:
@@ -369,7 +370,15 @@ class Records:
         JobNameError
             No job was launched from here.
         """
-        records = self.all()
-        if not records:
-            raise JobNameError("no job was launched from here yet", "fab launch-per-node --follow")
-        return records[0]
+        created = {folder: values.get("created") for folder, values in self._read_all()}
+        times = {folder: value for folder, value in created.items() if isinstance(value, (int, float))}
+        for folder in sorted(times, key=times.__getitem__, reverse=True):
+            with contextlib.suppress(OSError, *_NOT_A_RECORD):
+                return from_json(folder, json.loads((folder / "record.json").read_text()))
+        raise JobNameError("no job was launched from here yet", "fab launch-per-node --follow")
+
+    def _read_all(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path in self.root.glob("*/record.json"):
+            with contextlib.suppress(OSError, ValueError):
+                if isinstance(values := json.loads(path.read_text()), dict):
+                    yield path.parent, values
