@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     text = report.write(store, options.results, Store(options.before))
     if options.results == RESULTS:
         report.write_into(ROOT / "docs" / "scale.md", report.cost_model(store))
+        report.write_into(ROOT / "README.md", report.user_figures(store))
     print(text)
 
 

@@ -92,9 +92,25 @@ def test_a_document_gets_the_table_between_its_marks(tmp_path: Path) -> None:
         assert path.read_text() == f"a\n{report.BEGIN}new\n{report.END}\nb\n"
 
 
-def test_the_document_has_the_marks() -> None:
-    text = (ROOT / "docs" / "scale.md").read_text()
+@pytest.mark.parametrize("path", ["README.md", "docs/scale.md"])
+def test_the_document_has_the_marks(path: str) -> None:
+    text = (ROOT / path).read_text()
     assert text.count(report.BEGIN) == text.count(report.END) == 1
+
+
+def test_the_readme_gets_its_figures_once_all_are_measured(store: Store) -> None:
+    for count in (64, 1000):
+        for tool, wall_s in ((tools.OURS, count / 50), ("pdsh", count / 40)):
+            store.add({**RUN, "hosts": count, "tool": tool, "round": 0}, {"wall_s": wall_s, "code": 0})
+    store.add({"part": "first-step", "round": 0}, {"prepared_s": 0.5, "agents_s": 0.25, "total_s": 12.0})
+    assert report.user_figures(store) == ""
+    store.add({"part": "ranks", "round": 0}, {"first_rank_mb": 6.04, "rank_mb": 0.147})
+    rows = report.user_figures(store).splitlines()[2:]
+    assert [row.split(" | ")[1].removesuffix(" |") for row in rows] == [
+        "1.28 s and 20 s; pdsh 1.60 s and 25 s",
+        "12 s, of which torchfab 0.75 s",
+        "6.0 MB; 0.15 MB",
+    ]
 
 
 def test_every_host_has_an_address_of_its_own() -> None:

@@ -280,6 +280,30 @@ def cost_model(store: Store) -> str:
     return f"Between {few} and {many} hosts, `launch-per-node`:\n\n" + table(["who pays", "CPU", "memory"], rows)
 
 
+def user_figures(store: Store) -> str:
+    """Return the three figures that matter to a user, as a table for the README; empty if one is missing."""
+    fan_out = {"part": "fan-out", "kind": "true", "kex": "curve25519"}
+    counts, times = (64, 1000), {}
+    for tool in (OURS, "pdsh"):
+        times[tool] = [store.median("wall_s", **fan_out, tool=tool, hosts=count, code=0) for count in counts]
+    phases = [store.median(name, part="first-step") for name in ("prepared_s", "agents_s", "total_s")]
+    memory = [store.median(name, part="ranks") for name in ("first_rank_mb", "rank_mb")]
+    if None in (*times[OURS], *times["pdsh"], *phases, *memory):
+        return ""
+    ours, theirs = (" and ".join(seconds(each or 0.0) for each in times[tool]) for tool in (OURS, "pdsh"))
+    prepared, agents, total = (each or 0.0 for each in phases)
+    first, more = (each or 0.0 for each in memory)
+    rows = [
+        ["log in and run `true` on 64 and on 1,000 hosts, host keys checked", f"{ours}; pdsh {theirs}"],
+        [
+            "from the command to the first training step on 2 hosts",
+            f"{seconds(total)}, of which torchfab {seconds(prepared + agents)}",
+        ],
+        ["memory on a node: supervisor and tmux; each rank more", f"{first:.1f} MB; {more:.2f} MB"],
+    ]
+    return table(["what", "measured"], rows)
+
+
 def _ms(total_s: float | None, hosts: int) -> str:
     return "" if total_s is None else f"{1000 * total_s / hosts:.0f} ms"
 
