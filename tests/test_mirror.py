@@ -25,6 +25,7 @@ SEVERAL = {
         core/hostfiles/structured
     """,
     "core/test_inventory.py": "core/hostlines/hints core/hostlines/keys core/hostlines/targets",
+    "documents/test_schema.py": "documents/base",
     "doctor/test_node.py": "doctor/model",
     "importers/test_document_values.py": """
         importers/accelerate_config importers/accelerate_settings importers/manifests importers/ray_cluster

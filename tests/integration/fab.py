@@ -20,6 +20,7 @@ from testbed import Cluster
 from testbed.processes import Process
 from tests.integration import forkserver
 from tests.integration.forkserver import Parent
+from tests.json_documents import check_output
 
 ROOT = forkserver.ROOT
 FAB = Path(sys.executable).with_name("fab")
@@ -116,6 +117,7 @@ class Fab:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        check_output(args, stdout)
         return Done(args, process.returncode, stdout, stderr)
 
     def start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
 
-from torchfab import runtimes
+from torchfab import documents, runtimes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
@@ -157,7 +156,7 @@ def _once(
         _update(streams, views)
         time.sleep(_POLL_S)
     found = snapshot()
-    write_out(json.dumps(host_load.as_json(found), indent=2) if as_json else host_load.render(found))
+    write_out(documents.encode(host_load.as_json(found)) if as_json else host_load.render(found))
     return 1 if any(view.error or view.load is None for view in found.views) else 0
 
 
@@ -195,7 +194,7 @@ def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None
 def _display(as_json: bool) -> Iterator[Show]:
     """Yield the function that shows a snapshot: in place on a terminal, otherwise one below the other."""
     if as_json:
-        yield lambda found: write_out(json.dumps(host_load.as_json(found)))
+        yield lambda found: write_out(documents.encode(host_load.as_json(found), indent=None))
     elif not sys.stdout.isatty():
         yield lambda found: write_out(
             f"{time.strftime('%H:%M:%S', time.localtime(found.time))}\n{host_load.render(found)}\n"
