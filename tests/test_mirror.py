@@ -50,7 +50,7 @@ SEVERAL = {
         supervise/stopping supervise/supervisor_status
     """,
     "integration/test_sync.py": "commands/sync remote/host/code_digest",
-    "integration/test_top.py": "commands/top remote/job/load_stream",
+    "integration/test_top.py": "commands/metrics commands/top monitoring/live_load remote/job/load_stream",
     "integration/test_why.py": "commands/why monitoring/first_failure monitoring/job_diagnosis",
     "launchers/test_colossalai.py": "remote/shims/colossalai_run",
     "launchers/test_kubernetes.py": """
