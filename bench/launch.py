@@ -41,6 +41,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--kex", nargs="+", choices=KEY_EXCHANGES, default=["curve25519"], help="key exchanges (curve25519)")
     add("--stop-after", type=float, default=1e9, help="seconds after which no further measurement begins")
     add("--fresh", action="store_true", help="delete the saved results of these parts first")
+    add("--program", type=Path, default=ROOT, help="another working tree of torchfab, for the parts ranks and records")
+    add(
+        "--before", type=Path, default=RESULTS / "launch-before.jsonl", help="results of an earlier version, to compare"
+    )
     add("--results", type=Path, default=RESULTS, help="folder of the results (bench/results)")
     add("--render", action="store_true", help="write the tables from saved results; measure nothing")
     return parser.parse_args(argv)
@@ -52,7 +56,8 @@ def measure(options: argparse.Namespace, store: Store) -> None:
     installed = tuple(tool for tool in options.tools if found[tool])
     for tool in sorted(set(options.tools) - set(installed)):
         print(f"{tool} is not installed: its rows stay empty", file=sys.stderr)
-    requested = Options(tuple(options.hosts), options.rounds, options.limit, VENV, installed, tuple(options.kex))
+    kex = tuple(options.kex)
+    requested = Options(tuple(options.hosts), options.rounds, options.limit, VENV, installed, kex, options.program)
     deadline = time.monotonic() + options.stop_after
     for part in options.only:
         for key, act in PARTS[part](requested):
@@ -92,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     if not options.render:
         tools.install(VENV)
         measure(options, store)
-    text = report.write(store, options.results)
+    text = report.write(store, options.results, Store(options.before))
     if options.results == RESULTS:
         report.write_into(ROOT / "docs" / "scale.md", report.cost_model(store))
     print(text)

@@ -61,11 +61,27 @@ def test_a_goal_is_an_upper_or_lower_limit(value: float, least: bool, verdict: s
 def test_the_table_shows_failures_and_tools_without_results(store: Store) -> None:
     add(store, tools.OURS, 1.0)
     add(store, "pdsh", 300.0, code=124)
+    store.add({**RUN, "hosts": 2, "tool": "clush", "round": 0}, {"wall_s": 1.0, "code": 0, "when": "d"})
     text = report._comparison(store, "true", "curve25519")
     rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| 64")}
     assert rows["torchfab"].endswith("| none |")
     assert rows["pdsh -f 64"].endswith("| 1 of 1 runs over the limit |")
     assert "not measured" in rows["clush -f 64"]
+    assert "mpirun (Open MPI)" not in text
+
+
+def test_the_goals_show_the_figures_of_an_earlier_version(store: Store, tmp_path: Path) -> None:
+    add(store, tools.OURS, 1.0)
+    add(store, "pdsh", 2.0)
+    before = Store(tmp_path / "before.jsonl")
+    assert "before" not in report.goals_text(store, before)
+    costs = {"wall_s": 3.0, "code": 0, "versions": {tools.OURS: "6f97f63-dirty"}}
+    before.add({**RUN, "tool": "pdsh", "round": 0}, costs)
+    before.add({**RUN, "tool": tools.OURS, "round": 0}, costs)
+    text = report.goals_text(store, before).splitlines()
+    assert text[2] == "| what | before (6f97f63) | measured | goal |  |"
+    assert text[4].endswith("| 1 x | 0.5 x | ≤ 1 x | met |")
+    assert "| not measured |" in text[5]
 
 
 def test_a_document_gets_the_table_between_its_marks(tmp_path: Path) -> None:

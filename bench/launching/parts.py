@@ -46,6 +46,8 @@ class Options:
         Tools to compare.
     key_exchanges : tuple of str
         Names in `hosts.KEY_EXCHANGES`.
+    program : Path
+        The working tree of torchfab that the parts `ranks` and `records` measure.
     """
 
     hosts: tuple[int, ...]
@@ -54,6 +56,7 @@ class Options:
     venv: Path
     tools: tuple[str, ...]
     key_exchanges: tuple[str, ...]
+    program: Path = ROOT
 
 
 Step = tuple[Key, Callable[[], dict[str, Any]]]
@@ -297,6 +300,16 @@ def node(options: Options) -> Iterator[Step]:
         yield {"part": "node", "round": number}, lambda: _run_program("node.py")
 
 
+def ranks(options: Options) -> Iterator[Step]:
+    """Cost of one rank more on a node, beyond the rank itself."""
+    yield {"part": "ranks", "round": 0}, lambda: _run_program("per_rank.py", str(options.program))
+
+
+def records(options: Options) -> Iterator[Step]:
+    """`fab jobs` with 1,000 records, and `fab logs` of a log of 2 GB, on this machine."""
+    yield {"part": "records", "round": 0}, lambda: _run_program("on_this_machine.py", str(options.program))
+
+
 def first_step(options: Options) -> Iterator[Step]:
     """Time from launch-per-node on two hosts to the first step of train_llm.py, and its phases."""
     with LazyHosts(2) as hosts:
@@ -357,5 +370,7 @@ PARTS: dict[str, Part] = {
     "lines": lines,
     "start-up": start_up,
     "node": node,
+    "ranks": ranks,
+    "records": records,
     "first-step": first_step,
 }

@@ -46,9 +46,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def write(store: Store, folder: Path) -> str:
-    """Write launch.md and launch.png; return the text."""
-    parts = [goals_text(store), *(_comparison(store, kind, kex) for kind, kex in _compared(store)), *_others(store)]
+def write(store: Store, folder: Path, before: Store | None = None) -> str:
+    """Write launch.md and launch.png; return the text. With results of an earlier version, its figures stand beside."""
+    parts = [
+        goals_text(store, before),
+        *(_comparison(store, kind, kex) for kind, kex in _compared(store)),
+        *_others(store),
+    ]
     text = "# Launching: torchfab and the tools one would use instead\n\n" + "\n".join(part for part in parts if part)
     text += f"\n{machine(store)}\n\nMade by `inv bench-launch`; every figure is a median over the rounds.\n"
     if list(store.select(part="fan-out")) or list(store.select(part="whole")):
@@ -58,10 +62,19 @@ def write(store: Store, folder: Path) -> str:
     return text
 
 
-def goals_text(store: Store) -> str:
-    """Return the goals with their measurements."""
-    rows = [[each.what, each.shown, each.goal, each.verdict] for each in goals(store)]
-    return "## Goals\n\n" + table(["what", "measured", "goal", ""], rows)
+def goals_text(store: Store, before: Store | None = None) -> str:
+    """Return the goals with their measurements, and those of an earlier version if there are any."""
+    earlier = {each.what: each.shown for each in goals(before)} if before and before.results else {}
+    column = [f"before ({_version(before)})"] if before and earlier else []
+    rows = [
+        [each.what, *([earlier[each.what] or "not measured"] if earlier else []), each.shown, each.goal, each.verdict]
+        for each in goals(store)
+    ]
+    return "## Goals\n\n" + table(["what", *column, "measured", "goal", ""], rows)
+
+
+def _version(store: Store) -> str:
+    return str(store.results[-1]["values"].get("versions", {}).get(OURS, "an earlier version")).removesuffix("-dirty")
 
 
 def _compared(store: Store) -> list[tuple[str, str]]:
@@ -71,9 +84,9 @@ def _compared(store: Store) -> list[tuple[str, str]]:
 
 def _comparison(store: Store, kind: str, kex: str) -> str:
     query = {"kind": kind, "kex": kex}
-    rows = []
+    rows, measured = [], [tool for tool in TOOL_LABELS if list(store.select(**query, tool=tool))]
     for hosts in sorted(store.known("hosts", **query)):
-        rows += [_row(store, tool, {**query, "hosts": hosts, "tool": tool}) for tool in TOOL_LABELS]
+        rows += [_row(store, tool, {**query, "hosts": hosts, "tool": tool}) for tool in measured]
     words = "curve25519 on both sides" if kex == "curve25519" else "OpenSSH's default key exchange"
     whole = kind != "true"
     head = ["hosts", "tool", *(["all run after"] if whole else []), "wall", "client CPU", "client memory", "nodes' CPU"]
@@ -164,7 +177,6 @@ def _start_up(store: Store) -> str:
 
 
 def _node(store: Store) -> str:
-    query = {"part": "node"}
     names = {
         "python_ms": ("a bare interpreter starts", "{:.0f} ms of CPU"),
         "supervisor_ms": ("a supervisor, with its start, beyond its process", "{:.0f} ms of CPU"),
@@ -172,8 +184,11 @@ def _node(store: Store) -> str:
         "pss_mb": ("of it, not shared with others", "{:.1f} MB"),
         "watching_ms_per_s": ("a supervisor that watches", "{:.1f} ms of CPU a second"),
         "sent_bytes": ("sent to each host: torchfab's program", "{:.0f} bytes"),
+        "first_rank_mb": ("a job of one rank, without the rank: supervisor and tmux", "{:.1f} MB"),
+        "rank_mb": ("a rank more, without the rank", "{:.2f} MB"),
+        "rank_cpu_ms": ("a rank more, until all run, without the rank", "{:.1f} ms of CPU"),
     }
-    found = {name: store.median(name, **query) for name in names}
+    found = {name: store.median(name) for name in names}
     rows = [[words, shape.format(found[name])] for name, (words, shape) in names.items() if found[name] is not None]
     return "## On a node\n\n" + table(["what", "cost"], rows) if rows else ""
 
@@ -259,9 +274,9 @@ def cost_model(store: Store) -> str:
     ]
     nodes = store.median("nodes_cpu_s", **query, hosts=many)
     rows.append([f"a node: login, checks, one process ({many} at once on this machine)", _ms(nodes, many), ""])
-    supervisor, memory = store.median("supervisor_ms", part="node"), store.median("rss_mb", part="node")
-    if supervisor and memory:
-        rows.append(["a node, a process more: its supervisor", f"{supervisor:.0f} ms", f"{memory:.0f} MB"])
+    cpu, memory = store.median("rank_cpu_ms", part="ranks"), store.median("rank_mb", part="ranks")
+    if cpu and memory:
+        rows.append(["a node, a rank more, beyond the rank itself", f"{cpu:.1f} ms", f"{memory:.2f} MB"])
     return f"Between {few} and {many} hosts, `launch-per-node`:\n\n" + table(["who pays", "CPU", "memory"], rows)
 
 
