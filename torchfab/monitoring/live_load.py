@@ -73,14 +73,7 @@ class LiveLoad:
 
     def update(self) -> None:
         """Take what has arrived."""
-        for node, update in self._streams.poll():
-            if isinstance(update, TorchfabError):
-                self.views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
-            elif problems := [problem for frame in update for problem in frame.problems]:
-                self.views[node.rank] = HostLoad(node, error=problems[0].what)
-                self._streams.reconnect(node)
-            elif loads := [frame.load for frame in update if frame.load is not None]:
-                self.views[node.rank] = HostLoad(node, loads[-1])
+        take_updates(self._streams, self.views)
 
     def wait_for_all(self) -> None:
         """Wait until each host has answered or failed, or the time limits of connections and answers have passed."""
@@ -111,3 +104,23 @@ class LiveLoad:
         bool
         """
         return not any(view.error or view.load is None for view in self.views.values())
+
+
+def take_updates(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None:
+    """Take what has arrived; a node that reports a problem is asked again.
+
+    Parameters
+    ----------
+    streams : NodeStreams
+        The connections.
+    views : dict of int to HostLoad
+        The latest load by node rank, which is changed.
+    """
+    for node, update in streams.poll():
+        if isinstance(update, TorchfabError):
+            views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
+        elif problems := [problem for frame in update for problem in frame.problems]:
+            views[node.rank] = HostLoad(node, error=problems[0].what)
+            streams.reconnect(node)
+        elif loads := [frame.load for frame in update if frame.load is not None]:
+            views[node.rank] = HostLoad(node, loads[-1])
