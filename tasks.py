@@ -136,6 +136,18 @@ def plays(context: Context, match: str = "") -> None:
 
 
 @task
+def schemas(context: Context) -> None:
+    """Write the JSON Schemas of `--json` into docs/reference/schemas, and their tables into docs/reference/json.md."""
+    from torchfab.documents import schema
+
+    reference = ROOT / "docs" / "reference"
+    for name in schema.DOCUMENTS:
+        (reference / "schemas" / f"{name}.schema.json").write_text(schema.text(name))
+    page = reference / "json.md"
+    page.write_text(schema.page(schema.head_of(page.read_text())) + "\n")
+
+
+@task
 def diagnose(context: Context) -> None:
     """Print precision and recall of `fab why` for each kind of cause, over the recorded jobs."""
     _succeed(PYTHON, "-m", "tests.recorded.corpus")
@@ -194,6 +206,7 @@ namespace = Collection(
         diagnose,
         plays,
         reliability,
+        schemas,
         stress,
         bench_train,
         bench_gpu,

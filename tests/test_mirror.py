@@ -25,6 +25,7 @@ SEVERAL = {
         core/hostfiles/structured
     """,
     "core/test_inventory.py": "core/hostlines/hints core/hostlines/keys core/hostlines/targets",
+    "documents/test_schema.py": "documents/base",
     "doctor/test_node.py": "doctor/model",
     "importers/test_document_values.py": """
         importers/accelerate_config importers/accelerate_settings importers/manifests importers/ray_cluster
@@ -49,7 +50,7 @@ SEVERAL = {
         supervise/stopping supervise/supervisor_status
     """,
     "integration/test_sync.py": "commands/sync remote/host/code_digest",
-    "integration/test_top.py": "commands/top remote/job/load_stream",
+    "integration/test_top.py": "commands/metrics commands/top monitoring/live_load remote/job/load_stream",
     "integration/test_why.py": "commands/why monitoring/first_failure monitoring/job_diagnosis",
     "launchers/test_colossalai.py": "remote/shims/colossalai_run",
     "launchers/test_kubernetes.py": """

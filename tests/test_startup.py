@@ -21,7 +21,10 @@ from torchfab.cli import program
 program.main()
 """
 # Of what Fabric itself imports, nothing can be left out.
-LIBRARIES = ("ClusterShell", "http.client", "kubernetes", "msgspec", "multiprocessing", "rich", "torch", "uuid")
+LIBRARIES = (
+    *("ClusterShell", "http.client", "kubernetes", "mcp", "msgspec", "multiprocessing", "opentelemetry", "rich"),
+    *("torch", "uuid"),
+)
 LAUNCHERS = tuple(
     f"torchfab.launchers.{name}"
     for name in ("colossalai", "deepspeed", "kubernetes", "mpi", "network", "per_gpu", "per_node", "slurm")
@@ -31,7 +34,10 @@ PACKAGES = tuple(
     for name in (
         "api",
         "doctor.collect",
+        "documents.hosts",
+        "documents.jobs",
         "importers",
+        "metrics",
         "network",
         "profiling",
         "stacks",

@@ -34,6 +34,7 @@ def test_the_tasks_are_those_in_the_documentation() -> None:
         "lint",
         "plays",
         "reliability",
+        "schemas",
         "stress",
         "test",
     ]

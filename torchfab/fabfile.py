@@ -416,6 +416,23 @@ def top(c: TaskContext, job: str, hostfile: str, hostfile_format: str, interval:
     return run(job, hostfile, interval, once, json, _context(c), hostfile_format)
 
 
+@job_task(
+    job=flag("", "Name of a job: its hosts and state. [all hosts of the file, and the latest job]"),
+    hostfile=flag("", HOSTFILE_HELP),
+    hostfile_format=flag("", HOSTFILE_FORMAT_HELP),
+    output=flag("", "Write them into this file, atomically: for node_exporter, DIR/torchfab.prom. [stdout]"),
+    otlp=flag("", "Send them to the OpenTelemetry collector of this URL: http://HOST:4318."),
+    every=flag(0.0, "With --output or --otlp: again every so many seconds, until Ctrl-C. [once]", Seconds(low=1)),
+)
+def metrics(
+    c: TaskContext, job: str, *, hostfile: str, hostfile_format: str, output: str, otlp: str, every: float
+) -> int:
+    """Print the load of hosts and the state of a job as metrics: Prometheus' text format, or OTLP."""
+    from torchfab.commands.metrics import MetricsOptions, run
+
+    return run(job, hostfile, hostfile_format, MetricsOptions(output, otlp, every), _context(c))
+
+
 @host_task(NetworkFlags)
 def network(c: TaskContext, flags: NetworkFlags) -> int:
     """Measure bandwidth and latency between all hosts, and name the slow host or link."""

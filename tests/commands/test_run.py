@@ -6,6 +6,7 @@ import pytest
 
 from tests.factories import make_nodes
 from tests.hostile import texts
+from tests.json_documents import checked
 from tests.support import fuzzed
 from torchfab.commands import run
 from torchfab.core.errors import HostError, UsageError
@@ -111,15 +112,16 @@ def test_ctrl_c_says_where_the_command_was_ended_and_where_it_may_run() -> None:
 
 
 def test_the_document_has_the_output_and_the_errors_of_all_hosts() -> None:
-    document = run.to_json(runs(end(-9), HostError("no answer", "see to it")))
+    document = checked("run", run.to_json(runs(end(-9), HostError("no answer", "see to it"))))
     assert document == {
+        "version": 1,
         "hosts": [
             {
                 "host": "node1",
                 "exit_code": 137,
                 "signal": 9,
                 "timed_out": False,
-                "seconds": 5.2,
+                "duration_s": 5.2,
                 "stdout": "same",
                 "stderr": "",
                 "left_out_bytes": 0,

@@ -317,6 +317,11 @@ def test_exit_codes_are_described(code: int, words: str) -> None:
     assert status.describe_exit_code(code) == words
 
 
+def times_named(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a process or rank with the names that its times have in JSON."""
+    return {{"started": "started_at", "ended": "ended_at"}.get(key, key): value for key, value in values.items()}
+
+
 def test_status_json() -> None:
     failed = process("failed", rank(0, code=7, ended=940.0), last_line=line(990.0, "boom"))
     # As text, which has nothing of the enum and the structs.
@@ -326,7 +331,7 @@ def test_status_json() -> None:
         "ended": True,
         "exit_code": 7,
         "reason": "",
-        "first_failure": {"time": 940.0, "host": "node0", "rank": 0, "code": 7, "reason": ""},
+        "first_failure": {"time": 940.0, "host": "node0", "rank": 0, "code": 7, "reason": "", "how": "", "process": ""},
         "nodes": [
             {
                 "host": "node0",
@@ -334,8 +339,8 @@ def test_status_json() -> None:
                 "state": "failed",
                 "reason": "",
                 "ended": True,
-                "ranks": [rank(0, code=7, ended=940.0)],
-                "processes": [{key: failed[key] for key in failed if key not in ("ranks", "reported")}],
+                "ranks": [times_named(rank(0, code=7, ended=940.0))],
+                "processes": [times_named({key: failed[key] for key in failed if key not in ("ranks", "reported")})],
                 "last_line": {"text": "boom", "age_s": 10.0},
                 "clock_skew_s": 0.0,
                 "left": [],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from tests.doctor.factories import connectivity, make_node, probe, report
+from tests.json_documents import checked
 from torchfab.core.errors import HostError
 from torchfab.doctor import render
 
@@ -63,9 +63,7 @@ def test_a_value_that_no_node_has_gets_no_column() -> None:
 
 
 def test_the_json_report_shows_which_nodes_are_healthy() -> None:
-    document = json.loads(
-        json.dumps(render.as_json(report([make_node(0), make_node(1, {"tmux": {"version": "2.9"}})])))
-    )
+    document = checked("doctor", render.as_json(report([make_node(0), make_node(1, {"tmux": {"version": "2.9"}})])))
     assert document["ok"] is False
     assert [(node["host"], node["ok"]) for node in document["nodes"]] == [("node1", True), ("node2", False)]
     (finding,) = document["findings"]
@@ -84,19 +82,19 @@ def includes(found: Any, expected: Any) -> bool:
 
 def test_the_json_report_has_what_each_node_reported() -> None:
     nodes = [make_node(0), make_node(1, None, {"connection": None, "files": {"train.py": "1"}})]
-    first, second = json.loads(json.dumps(render.as_json(report(nodes))))["nodes"]
+    first, second = checked("doctor", render.as_json(report(nodes)))["nodes"]
     assert includes(first["facts"], probe(0))
     assert includes(second["facts"], probe(1))
     assert second["facts"]["port"] == {}
-    assert includes(first["way_to_node_0"], connectivity(0))
-    assert "connection" not in second["way_to_node_0"]
-    assert second["way_to_node_0"]["files"] == {"train.py": "1"}
+    assert includes(first["to_node_0"], connectivity(0))
+    assert "connection" not in second["to_node_0"]
+    assert second["to_node_0"]["files"] == {"train.py": "1"}
 
 
 def test_the_json_report_has_the_error_of_a_part_that_failed() -> None:
     failing = make_node(0, {"limits": None, "failed": {"limits": "OSError: x"}})
     lost = replace(make_node(1), probe=None, connectivity=None, error=HostError("no answer"))
-    first, second = json.loads(json.dumps(render.as_json(report([failing, lost]))))["nodes"]
-    assert first["facts"]["limits"] == {"failed": "OSError: x"}
-    assert "failed" not in first["facts"]
-    assert (second["facts"], second["way_to_node_0"]) == ({}, {})
+    first, second = checked("doctor", render.as_json(report([failing, lost])))["nodes"]
+    assert first["facts"]["failed"] == {"limits": "OSError: x"}
+    assert "limits" not in first["facts"]
+    assert (second["facts"], second["to_node_0"]) == ({"failed": {}}, None)

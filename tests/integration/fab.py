@@ -20,6 +20,7 @@ from testbed import Cluster
 from testbed.processes import Process
 from tests.integration import forkserver
 from tests.integration.forkserver import Parent
+from tests.json_documents import check_output
 
 ROOT = forkserver.ROOT
 FAB = Path(sys.executable).with_name("fab")
@@ -116,6 +117,7 @@ class Fab:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        check_output(args, stdout)
         return Done(args, process.returncode, stdout, stderr)
 
     def start(
@@ -199,7 +201,9 @@ class Fab:
 
     def folders(self) -> list[str]:
         """Return the job folders on the nodes."""
-        return sorted(str(path) for path in self.base.glob("**/jobs/*/node-*"))
+        # Not `Path.glob`, which fails if a folder is removed meanwhile.
+        found = (Path(folder, name) for folder, names, _ in os.walk(self.base) for name in names)
+        return sorted(str(path) for path in found if path.match("jobs/*/node-*"))
 
     def left(self) -> dict[str, object]:
         """Return what is left of any job, by kind; empty if nothing is."""

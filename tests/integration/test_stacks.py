@@ -132,7 +132,7 @@ def test_a_stopped_rank_comes_first_and_then_a_late_one(fab: Fab) -> None:
         cut = stacks(fab, "late", rc=1)
     finally:
         fab.cluster.start_sshd(1)
-    assert list(cut["unheard"]) == [host_line(fab, 1)]
+    assert list(cut["failed"]) == [host_line(fab, 1)]
     assert [each["rank"] for each in cut["ranks"]] == [0, 2]
 
 

@@ -49,7 +49,7 @@ def sync(fab: Fab, *words: str) -> Done:
 
 def document(fab: Fab, *words: str) -> dict[str, dict[str, object]]:
     document = json.loads(sync(fab, "--json", *words).stdout)
-    return {node["host"]: node for node in document["nodes"]}
+    return {node["host"]: node for node in document["hosts"]}
 
 
 def test_sync_copies_all_files_and_keeps_ignored_ones(far: Fab) -> None:

@@ -1,4 +1,4 @@
-"""`fab top` on real nodes: its numbers, a job's pace, a node that goes away and comes back, its end."""
+"""`fab top` and `fab metrics` on real nodes: numbers, a job's pace, a node that goes away and comes back, its end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.fab import Fab
 from tests.integration.faults_injected import start_up_file
-from tests.integration.jobs import ok, two
+from tests.integration.jobs import host_line, ok, two
 
 SECRET = "hunter2-and-more"
 STEPS = """import os, time
@@ -54,11 +55,17 @@ def test_top_shows_step_rate_and_marks_the_jobs_idle_gpus(fab: Fab, tmp_path: Pa
     assert SECRET not in json.dumps(found)  # printed in every line, and hidden
     first, second = found["nodes"]
     assert first["gpus"] == []
-    assert first["memory_total"] > first["memory"] > 0
+    assert first["memory_total_bytes"] > first["memory_bytes"] > 0
     assert second["gpus"][0]["processes"][0]["pid"] == 4711
     assert second["gpus"][0]["mark"] == "low power: waits or hangs"
     by_hosts = ok(fab("top", "--once", *hosts(fab)))  # the latest job runs on them
     assert "job paced: running, step " in by_hosts.stdout, by_hosts
+    ok(fab("metrics", "paced", "--output", "torchfab.prom"))
+    measured = text_string_to_metric_families((fab.workdir / "torchfab.prom").read_text())
+    samples = {(each.name, *each.labels.values()): each.value for family in measured for each in family.samples}
+    assert {samples["torchfab_up", host_line(fab, index)] for index in (0, 1)} == {1}
+    assert samples["torchfab_job_state", "paced", "running"] == 1
+    assert samples["torchfab_job_step", "paced"] >= found["job"]["step"]
     ok(fab("stop", "paced", "--grace", "0"))
 
 
@@ -73,14 +80,14 @@ def test_a_lost_node_is_unreachable_reappears_and_ctrl_c_ends_top(fab: Fab) -> N
     def wait_until(reachable: bool) -> dict[str, Any]:
         for found in lines_of(process):
             node = found["nodes"][1]
-            if ("cpu" in node) if reachable else bool(node["error"]):
+            if (node["cpu_percent"] is not None) if reachable else bool(node["error"]):
                 return dict(found)
         raise AssertionError(process.communicate())
 
     wait_until(reachable=True)
     fab.cluster.kill_sshd(1)
     try:
-        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one continues
+        assert wait_until(reachable=False)["nodes"][0]["cpu_percent"] is not None  # the other one continues
     finally:
         fab.cluster.start_sshd(1)
     wait_until(reachable=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.factories import make_nodes
+from tests.json_documents import checked
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.transport.messages.load import GpuLoad, NodeLoad
@@ -125,11 +125,18 @@ def test_many_nodes_with_similar_load_are_one_row() -> None:
 
 def test_the_json_has_job_and_nodes() -> None:
     load = loaded(gpus=[GPU], job=job())
-    document = json.loads(json.dumps(host_load.as_json(snapshot(load, "down", None))))
+    document = checked("top", host_load.as_json(snapshot(load, "down", None)))
     assert document["job"]["state"] == "unreachable"
     assert (document["job"]["step"], document["job"]["steps_s"]) == (7, 2.0)
     first, second, third = document["nodes"]
-    del load["job"]
-    assert first == {"host": "node1", "error": None, **load, "gpus": [{**GPU, "mark": ""}]}
-    assert second == {"host": "node2", "error": "down"}
-    assert third == {"host": "node3", "error": None, "gpus": []}
+    assert (first["host"], first["error"], first["cpu_percent"], first["cpus"]) == ("node1", None, 25, 8)
+    assert (first["memory_bytes"], first["disk_written_bytes_s"], first["sent_bytes_s"]) == (2 << 30, 1 << 20, 2048)
+    (gpu,) = first["gpus"]
+    assert (gpu["memory_bytes"], gpu["memory_total_bytes"]) == (70 << 30, 81559 << 20)
+    assert (gpu["power_w"], gpu["utilization_percent"], gpu["mark"]) == (640, 100, "")
+    assert gpu["processes"] == [{"pid": 4711, "name": "/venv/bin/python", "memory_bytes": 70000 << 20}]
+    assert (second["error"], third["error"]) == ("down", None)
+    values = {key: value for key, value in second.items() if key not in ("host", "error", "gpus")}
+    assert values.keys() == first.keys() - {"host", "error", "gpus"}
+    assert {*values.values()} == {None}
+    assert second["gpus"] == third["gpus"] == []

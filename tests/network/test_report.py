@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.json_documents import checked
 from torchfab.network import report
 from torchfab.network.report import BenchmarkResult, Link
 
@@ -105,7 +106,7 @@ def test_text_has_sizes_interfaces_and_pairs() -> None:
 
 
 def test_json_has_sizes_and_pairs() -> None:
-    document = json.loads(json.dumps(report.as_json(measured(), HOSTS[:3])))
+    document = checked("network", report.as_json(measured(), HOSTS[:3]))
     assert document["hosts"] == HOSTS[:3]
     assert {name: document[name] for name in HELLO} == HELLO
     assert document["sizes"] == [SIZE]

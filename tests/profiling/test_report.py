@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+from tests.json_documents import checked
 from tests.profiling.factories import profiled, ranked
 from torchfab.profiling import report
 from torchfab.profiling.model import JobProfile, Unprofiled
@@ -41,11 +41,11 @@ def test_a_difference_below_that_of_the_clocks_is_not_reported() -> None:
 
 
 def test_the_summary_as_json() -> None:
-    found = json.loads(json.dumps(report.as_json("x", "x.json.gz", 3.0, PROFILE, TIMES)))
+    found = checked("profile", report.as_json("x", "x.json.gz", 3.0, PROFILE, TIMES))
     assert [(each["rank"], each["host"], each["idle"]) for each in found["ranks"]] == [
         (0, "node0", 0.1),
         (1, "node1", 0.15),
     ]
     assert found["collectives"][0]["rank"] == 1
     assert found["missing"] == [{"rank": 2, "host": "node2", "reason": "no probe"}]
-    assert found["failed"] == {"node3": "no answer"}
+    assert found["failed"] == {"node3": {"error": "no answer", "fix": ""}}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
+from tests.json_documents import checked
 from tests.stacks.factories import ALL_GATHER, ALL_REDUCE, MAIN, PRIVATE, dump, own, rank
 from torchfab.core.errors import HostError
 from torchfab.stacks import groups, report
@@ -119,7 +119,7 @@ def test_text_has_no_escape_sequences() -> None:
 
 
 def test_json_has_all_threads_of_all_ranks() -> None:
-    document = json.loads(json.dumps(report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom")))))
+    document = checked("stacks", report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom"))))
     assert [each["ranks"] for each in document["groups"]] == [[0]]
     assert document["groups"][0]["own_frame"]["function"] == "reduce_loss"
     assert [(each["rank"], each["problem"]) for each in document["ranks"]] == [(0, None), (1, "py-spy: boom")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.factories import make_nodes
+from tests.json_documents import checked
 from torchfab.core.errors import HostError
 from torchfab.sync import results
 from torchfab.sync.results import SyncResult
@@ -38,6 +39,6 @@ def test_uncompared_files_are_not_reported_as_equal() -> None:
 
 
 def test_json_has_every_node_and_every_failure() -> None:
-    document = results.as_json([copied(0)], {"node2": HostError("down", "see to it")}, 5)
-    assert document["nodes"][0]["host"] == "node1"
+    document = checked("sync", results.as_json([copied(0)], {"node2": HostError("down", "see to it")}, 5))
+    assert document["hosts"][0]["host"] == "node1"
     assert document["failed"] == {"node2": {"error": "down", "fix": "see to it"}}

@@ -27,7 +27,7 @@ from torchfab.api import function_calls
 from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
-from torchfab.commands import stop, top
+from torchfab.commands import stop
 from torchfab.commands.env import Push, outcome_lines
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
@@ -38,7 +38,7 @@ from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, NodeReport, Report
 from torchfab.launching.launch import describe_setups
-from torchfab.monitoring import checkpoint_save, host_load
+from torchfab.monitoring import checkpoint_save, host_load, live_load
 from torchfab.profiling import report as profile_report
 from torchfab.profiling import trace as profiling_trace
 from torchfab.profiling.model import JobProfile, RankTimes, Unprofiled
@@ -358,7 +358,7 @@ class OneFrame:
 
 def use_load(answer: load.LoadFrame) -> None:
     shown = {NODE.rank: host_load.HostLoad(NODE)}
-    top._update(cast(Any, OneFrame(answer)), shown)
+    live_load.take_updates(cast(Any, OneFrame(answer)), shown)
     for views in (tuple(shown.values()), tuple(shown.values()) * 40):
         snapshot = host_load.Snapshot(9.0, views, "x", frozenset({0}), 1.0, 1)
         check_shown(host_load.render(snapshot), host_load.as_json(snapshot))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.json_documents import checked
 from tests.why.evidence_factory import LAUNCHED, diagnose_nodes, log, make_evidence, node, process, rank, unreachable
 from tests.why.test_tracebacks import PLAIN
 from torchfab.core.status import State, Verdict
@@ -207,17 +208,17 @@ def test_output_has_no_escape_sequences_and_json_is_valid() -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, 7))], [log(0, "\x1b[2J\x1b]0;x\x07red\nnext\r")]))
     assert "\x1b" not in report.render(found)
     assert "\n  red\n" in report.render(found)
-    assert json.loads(json.dumps(report.as_json(found)))["first"]["code"] == 7
+    assert checked("why", report.as_json(found))["first"]["code"] == 7
 
 
 def test_the_json_has_state_and_events_as_plain_values() -> None:
     lost = node(1, [process("running", rank(1))], halted=["rank 1"])
     found = diagnose_nodes(node(0, [process("failed", rank(0, 7))], [log(0, PLAIN)]), lost, unreachable(2))
-    document = json.loads(json.dumps(report.as_json(found)))
+    document = checked("why", report.as_json(found))
     assert (document["state"], document["first"]["host"], document["first"]["rank"]) == ("failed", "node1", 0)
-    assert document["could_not_be_asked"] == {"node3": "no answer"}
+    assert document["failed"] == {"node3": {"error": "no answer", "fix": ""}}
     assert "State." not in json.dumps(document)
-    assert all(isinstance(event["time"], float) for event in document["moments"])
+    assert all(isinstance(event["time"], float) for event in document["timeline"])
 
 
 def test_process_without_exit_code_has_an_unknown_cause() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from torchfab import documents
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.setting_levels import Setting, in_force, levels_of
 from torchfab.config import validate
@@ -42,7 +42,7 @@ def run(c: TaskContext, show_origin: bool, as_json: bool) -> int:
     settings = [_without_password(each) for each in in_force(levels_of(c.config, folder))]
     if as_json:
         by_name = {each.name: {"value": each.value, "origin": each.origin} for each in settings}
-        write_verbatim(json.dumps({"project": str(folder), "settings": by_name}, indent=2, default=str))
+        write_verbatim(documents.encode({"project": str(folder), "settings": by_name}, default=str))
     else:
         write_err(f"project {folder}")
         write_verbatim(render(settings, show_origin))

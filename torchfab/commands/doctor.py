@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from torchfab import documents
 from torchfab.cli.flags import DoctorFlags
 from torchfab.core import environment, requirements_file, specs
 from torchfab.core.console import write_out
@@ -42,7 +42,7 @@ def run(flags: DoctorFlags, ctx: CommandContext) -> int:
     nodes = read_nodes(flags.hostfile, ctx, flags.hostfile_format)
     report = examine(nodes, ctx.settings, check_requirements(flags, ctx))
     if flags.json:
-        write_out(json.dumps(render.as_json(report), indent=2))
+        write_out(documents.encode(render.as_json(report)))
     else:
         write_out(render.render_report(report, sys.stdout.isatty() and not ctx.environ.get("NO_COLOR")))
     return 1 if report.errors() else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import shlex
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torchfab import documents
 from torchfab.cli.flags import PushEnvFlags
 from torchfab.core import requirements_file
 from torchfab.core.console import progress, write_err, write_out
@@ -190,11 +190,11 @@ def _print(push: Push, nodes: Sequence[Node], answers: dict[str, PushEnvAnswer],
     if as_json:
         hosts = [
             {"host": node.label, "path": push.folder(node), "made": answer.made, "tool": answer.tool}
-            | {"python": answer.python, "seconds": answer.seconds}
+            | {"python": answer.python, "duration_s": answer.seconds}
             for node, answer in done
         ]
         listed = {"source": push.packages.source, "digest": push.packages.digest}
-        write_out(json.dumps({**listed, "hosts": hosts}, indent=2))
+        write_out(documents.encode({**listed, "hosts": hosts}))
         return
     for line in outcome_lines(push, done):
         write_out(line)

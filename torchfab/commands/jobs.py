@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any
 
-from torchfab import runtimes
+from torchfab import documents, runtimes
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
@@ -62,7 +61,7 @@ def show_events(record: Record, as_json: bool) -> None:
         Print JSON.
     """
     if as_json:
-        write_out(json.dumps(list(record.events()), indent=2))
+        write_out(documents.encode(list(record.events())))
         return
     for line in history.render_lines(record.events()):
         write_out(line)
@@ -84,7 +83,7 @@ def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
     for name, problem in problems.items():
         write_err(f"the status of job {name} is unknown: {problem}")
     if as_json:
-        write_out(json.dumps([_job_as_json(record) for record in records], indent=2))
+        write_out(documents.encode([_job_as_json(record) for record in records]))
     elif not records:
         write_out("no job was launched from here yet; to launch one: fab launch-per-node --follow")
     else:

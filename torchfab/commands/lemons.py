@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 
+from torchfab import documents
 from torchfab.core.console import write_out
 from torchfab.core.inventory import fold
 from torchfab.launching.context import CommandContext
@@ -35,7 +35,7 @@ def show_lemons(ctx: CommandContext, forgive: str, as_json: bool) -> int:
         return 0 if removed else 1
     lemons = quarantine.all()
     if as_json:
-        write_out(json.dumps({host: vars(lemon) for host, lemon in lemons.items()}, indent=2))
+        write_out(documents.encode({"lemons": [{"host": host, **vars(lemon)} for host, lemon in lemons.items()]}))
     elif not lemons:
         write_out("no lemons")
     for host, lemon in lemons.items() if not as_json else ():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torchfab import runtimes
+from torchfab import documents, runtimes
 from torchfab.cli.flags import LaunchFlags, NetworkFlags
 from torchfab.core.command import Command
 from torchfab.core.console import write_err, write_out
@@ -118,7 +117,7 @@ def _report(record: Record, measured: BenchmarkResult, as_json: bool, ctx: Comma
         )
     _remove_job(record, ctx)
     hosts = [node.label for node in record.nodes]
-    write_out(json.dumps(report.as_json(measured, hosts), indent=2) if as_json else report.render(measured, hosts))
+    write_out(documents.encode(report.as_json(measured, hosts)) if as_json else report.render(measured, hosts))
     verdict = report.find_slow(measured.links)
     return 1 if verdict and (verdict.nodes or verdict.links) else 0
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from torchfab import runtimes
+from torchfab import documents, runtimes
 from torchfab.core import inventory
 from torchfab.core.console import write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
@@ -75,7 +74,7 @@ def show_profile(record: Record, options: ProfileOptions, as_json: bool, browse:
             raise _refusal(record, found)
         times = _merge(found, path)
     shown = (record.name, str(path), options.seconds, found, times)
-    write_out(json.dumps(report.as_json(*shown), indent=2) if as_json else report.render(*shown))
+    write_out(documents.encode(report.as_json(*shown)) if as_json else report.render(*shown))
     if browse:
         from torchfab.profiling import browser
 

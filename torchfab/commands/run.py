@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,10 +9,11 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from torchfab import documents
 from torchfab.cli.flags import RunFlags
 from torchfab.core.console import progress, write_err, write_out, write_verbatim
 from torchfab.core.environment import joined_pairs, parse_env_flags
-from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
+from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError, failed_as_json
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node, interpreter_path
 from torchfab.launching.context import CommandContext, setup_commands
@@ -156,7 +156,7 @@ def _is_shell_line(word: str) -> bool:
 
 def _print(runs: Sequence[HostRun], as_json: bool) -> None:
     if as_json:
-        write_out(json.dumps(to_json(runs), indent=2))
+        write_out(documents.encode(to_json(runs)))
         return
     for line in folded(runs, lambda run: run.out):
         write_verbatim(line)
@@ -317,7 +317,7 @@ def to_json(runs: Sequence[HostRun]) -> dict[str, Any]:
     failed: Mapping[str, TorchfabError] = {run.node.label: run.error for run in runs if run.error is not None}
     return {
         "hosts": [_host_json(run, run.end) for run in runs if run.end is not None],
-        "failed": {host: {"error": error.message, "fix": error.fix} for host, error in failed.items()},
+        "failed": failed_as_json(failed),
     }
 
 
@@ -327,7 +327,7 @@ def _host_json(run: HostRun, end: RunEnd) -> dict[str, Any]:
         "exit_code": exit_code(run),
         "signal": -end.code if end.code is not None and end.code < 0 else None,
         "timed_out": end.timed_out,
-        "seconds": round(end.seconds, 3),
+        "duration_s": round(end.seconds, 3),
         "stdout": "\n".join(run.out),
         "stderr": "\n".join(run.err),
         "left_out_bytes": end.dropped,

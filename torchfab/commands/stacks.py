@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from torchfab import documents
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
 from torchfab.monitoring.stack_dump import StackOptions, collect
@@ -32,7 +31,7 @@ def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:
     """
     found = collect(record, options)
     if as_json:
-        write_out(json.dumps(report.as_json(record.name, found, options.exact), indent=2))
+        write_out(documents.encode(report.as_json(record.name, found, options.exact)))
     else:
         write_out(report.render(record.name, found, options.everything, options.exact))
     sent = [node.node.label for node in found.nodes if node.py_spy == "sent"]

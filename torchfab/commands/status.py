@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
+from torchfab import documents
 from torchfab.core import stall, status
 from torchfab.core.console import write_out
 from torchfab.core.format import align_columns, plural
@@ -40,7 +40,7 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
         found = with_first_failure(record, ask_status(record))
         if as_json:
             extra = {"stall": stall.as_json(found, stall_s), **supervisor_status.as_json(record)}
-            write_out(json.dumps({**status.as_json(record.name, found), **extra}, indent=2))
+            write_out(documents.encode({**status.as_json(record.name, found), **extra}))
         else:
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")

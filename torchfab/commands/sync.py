@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+from torchfab import documents
 from torchfab.cli.flags import SyncFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
@@ -109,7 +109,7 @@ def _sync(request: SyncRequest, nodes: Sequence[Node], print_json: bool, ctx: Co
     with _marker_file(request.source, ctx.token) as token:
         results, failed = _copy_to_all(request, nodes, token, digests, ctx.settings)
     if print_json:
-        write_out(json.dumps(as_json(results, failed, len(digests)), indent=2))
+        write_out(documents.encode(as_json(results, failed, len(digests))))
     else:
         for line in summary_lines(results, len(digests), time.monotonic() - started):
             write_out(line)

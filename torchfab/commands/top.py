@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import field
 from typing import Any
 
-from torchfab import runtimes
-from torchfab.config.connection_settings import ConnectionSettings
+from torchfab import documents, runtimes
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
-from torchfab.core.lazy_dataclass import dataclass
-from torchfab.core.specs import Node
 from torchfab.launching import job_lookup
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes
 from torchfab.monitoring import host_load
-from torchfab.monitoring.host_load import HostLoad, Snapshot
+from torchfab.monitoring.host_load import Snapshot
+from torchfab.monitoring.live_load import POLL_S, LiveLoad, Target
 from torchfab.records import Record
-from torchfab.transport.messages import Request
-from torchfab.transport.messages.load import JobLoadRequest, LoadFrame, LoadRequest
-from torchfab.transport.node_streams import NodeStreams
 
-_POLL_S = 0.05
 _MARKS = re.compile(r"low power.*|unreachable:.*|.*it may hang|GPU .*|Unknown Error", re.MULTILINE)
 
 Show = Callable[[Snapshot], None]
-
-
-@dataclass(frozen=True)
-class Target:
-    """The hosts to show, and the job on them.
-
-    Parameters
-    ----------
-    nodes : sequence of Node
-        The hosts.
-    settings : ConnectionSettings
-        How the hosts are reached.
-    record : Record, optional
-        The job that runs on the hosts.
-    addresses : Mapping of int to Mapping
-        Fields that identify the job in requests, by rank of the nodes that run it.
-    """
-
-    nodes: Sequence[Node]
-    settings: ConnectionSettings
-    record: Record | None = None
-    addresses: Mapping[int, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
 def run(
@@ -113,79 +83,32 @@ def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, sta
     int
         Exit code: with `once` 1 if a node did not answer, else 0.
     """
-    streams = NodeStreams(
-        target.nodes, target.settings, lambda node: _request(target, node, interval_s), 3 * interval_s + 5
-    )
-    views = {node.rank: HostLoad(node) for node in target.nodes}
-
-    def snapshot() -> Snapshot:
-        record = target.record
-        name, least = (record.name, record.min_nodes) if record else ("", 0)
-        ranks = frozenset(rank for rank, address in target.addresses.items() if address)
-        return Snapshot(time.time(), tuple(views.values()), name, ranks, stall_s, least)
-
     try:
-        if once:
-            return _once(streams, views, snapshot, as_json, _first_answer_s(target.settings, interval_s))
-        with _display(as_json) as show:
-            _refresh_loop(streams, views, snapshot, show, interval_s)
+        with LiveLoad(target, interval_s, stall_s) as live:
+            if once:
+                return _once(live, as_json)
+            with _display(as_json) as show:
+                _refresh_loop(live, show)
     except KeyboardInterrupt:  # Ctrl-C is the normal way to exit
-        return 0
-    finally:
-        streams.close()
+        pass
     return 0
 
 
-def _request(target: Target, node: Node, interval_s: float) -> Request[LoadFrame]:
-    address = target.addresses.get(node.rank)
-    return JobLoadRequest(**address, interval_s=interval_s) if address else LoadRequest(interval_s=interval_s)
+def _once(live: LiveLoad, as_json: bool) -> int:
+    live.wait_for_all()
+    found = live.snapshot()
+    write_out(documents.encode(host_load.as_json(found)) if as_json else host_load.render(found))
+    return 0 if live.is_complete() else 1
 
 
-def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
-    return 3 * settings.connect_timeout_s + settings.answer_timeout_s + interval_s
-
-
-def _once(
-    streams: NodeStreams[LoadFrame],
-    views: dict[int, HostLoad],
-    snapshot: Callable[[], Snapshot],
-    as_json: bool,
-    patience_s: float,
-) -> int:
-    deadline = time.monotonic() + patience_s
-    while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
-        _update(streams, views)
-        time.sleep(_POLL_S)
-    found = snapshot()
-    write_out(json.dumps(host_load.as_json(found), indent=2) if as_json else host_load.render(found))
-    return 1 if any(view.error or view.load is None for view in found.views) else 0
-
-
-def _refresh_loop(
-    streams: NodeStreams[LoadFrame],
-    views: dict[int, HostLoad],
-    snapshot: Callable[[], Snapshot],
-    show: Show,
-    interval_s: float,
-) -> None:
-    due = time.monotonic() + min(1.0, interval_s)
+def _refresh_loop(live: LiveLoad, show: Show) -> None:
+    due = time.monotonic() + min(1.0, live.interval_s)
     while True:
-        _update(streams, views)
+        live.update()
         if time.monotonic() >= due:
-            show(snapshot())
-            due = time.monotonic() + interval_s
-        time.sleep(_POLL_S)
-
-
-def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None:
-    for node, update in streams.poll():
-        if isinstance(update, TorchfabError):
-            views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
-        elif problems := [problem for frame in update for problem in frame.problems]:
-            views[node.rank] = HostLoad(node, error=problems[0].what)
-            streams.reconnect(node)
-        elif loads := [frame.load for frame in update if frame.load is not None]:
-            views[node.rank] = HostLoad(node, loads[-1])
+            show(live.snapshot())
+            due = time.monotonic() + live.interval_s
+        time.sleep(POLL_S)
 
 
 # ---- display
@@ -195,7 +118,7 @@ def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None
 def _display(as_json: bool) -> Iterator[Show]:
     """Yield the function that shows a snapshot: in place on a terminal, otherwise one below the other."""
     if as_json:
-        yield lambda found: write_out(json.dumps(host_load.as_json(found)))
+        yield lambda found: write_out(documents.encode(host_load.as_json(found), indent=None))
     elif not sys.stdout.isatty():
         yield lambda found: write_out(
             f"{time.strftime('%H:%M:%S', time.localtime(found.time))}\n{host_load.render(found)}\n"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torchfab import documents
 from torchfab.cli.flags import TrustFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
@@ -111,7 +111,7 @@ def trust(nodes: Sequence[Node], settings: ConnectionSettings, yes: bool, as_jso
         problems.update(confirm(found, yes, as_json))
     if as_json:
         values = [as_json_value(label, keys.get(label), problems.get(label)) for label in chains]
-        write_out(json.dumps(values, indent=2))
+        write_out(documents.encode(values))
     if problems:
         ordered = {label: problems[label] for label in chains if label in problems}
         raise HostsFailedError(f"{len(ordered)} of {len(chains)} hosts are not trusted", ordered)
@@ -275,5 +275,5 @@ def as_json_value(label: str, shown: ShownKey | None, problem: TorchfabError | N
     """
     standing = shown.verdict.status if shown else "silent"
     key = host_keys.fingerprint(shown.key) if shown else ""
-    problem_text = problem.message if problem else ""
+    problem_text = problem.message if problem else None
     return {"host": label, "standing": standing, "key": key, "trusted": problem is None, "problem": problem_text}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from torchfab import documents
 from torchfab.core.console import write_out
 from torchfab.monitoring.job_diagnosis import diagnose_job
 from torchfab.records import Record
@@ -27,5 +26,5 @@ def show_why(record: Record, as_json: bool) -> int:
     from torchfab.why import report
 
     found = diagnose_job(record)
-    write_out(json.dumps(report.as_json(found), indent=2) if as_json else report.render(found))
+    write_out(documents.encode(report.as_json(found)) if as_json else report.render(found))
     return 1 if found.unreachable else 0

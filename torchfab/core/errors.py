@@ -149,3 +149,22 @@ class Interrupted(TorchfabError):
     """The user pressed Ctrl-C; the launch was rolled back, and the message says so."""
 
     exit_code = 130
+
+
+def failed_as_json(errors: Mapping[str, TorchfabError | str]) -> dict[str, dict[str, str]]:
+    """Return the value of `failed` in a JSON document: the hosts that could not be asked, or where a step failed.
+
+    Parameters
+    ----------
+    errors : Mapping of str to TorchfabError or str
+        The error of each host, or its text.
+
+    Returns
+    -------
+    dict of str to dict
+        `error` and `fix` of each host; `fix` is empty if none is known.
+    """
+    return {
+        host: {"error": each, "fix": ""} if isinstance(each, str) else {"error": each.message, "fix": each.fix}
+        for host, each in errors.items()
+    }

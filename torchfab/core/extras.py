@@ -64,8 +64,9 @@ def requirement(package: str, extra: str) -> str:
 
 
 def _pinned_by_clone() -> list[str]:
-    path = Path(torchfab.__file__).parents[1] / "requirements.txt"
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    clone = Path(torchfab.__file__).parents[1]
+    files = [clone / name for name in ("requirements.txt", "requirements-dev.txt")]
+    return [line for path in files if path.is_file() for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def install_line(spec: str) -> str:

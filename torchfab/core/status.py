@@ -583,7 +583,7 @@ def as_json(name: str, job: JobStatus) -> dict[str, Any]:
 
 
 def _failure_as_json(first: Failure) -> dict[str, Any]:
-    return {key: value for key, value in vars(first).items() if value or key not in ("how", "process")}
+    return dict(vars(first))
 
 
 def _node_as_json(status: NodeStatus) -> dict[str, Any]:
@@ -594,12 +594,20 @@ def _node_as_json(status: NodeStatus) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "ended": status.has_ended,
-        "ranks": [msgspec.to_builtins(rank) for rank in status.ranks],
-        "processes": [
-            {key: value for key, value in msgspec.to_builtins(process).items() if key not in ("ranks", "reported")}
-            for process in status.processes
-        ],
+        "ranks": [_times_named(msgspec.to_builtins(rank)) for rank in status.ranks],
+        "processes": [_process_as_json(process) for process in status.processes],
         "last_line": {"text": line.text, "age_s": status.now - line.time} if line else None,
         "clock_skew_s": status.skew_s,
         "left": list(status.left),
     }
+
+
+def _process_as_json(process: ProcessStatus) -> dict[str, Any]:
+    values = _times_named(msgspec.to_builtins(process))
+    return {key: value for key, value in values.items() if key not in ("ranks", "reported")}
+
+
+def _times_named(values: dict[str, Any]) -> dict[str, Any]:
+    """Name the times of a process or rank as times: `ended` of a node and of a job is a truth value."""
+    names = {"started": "started_at", "ended": "ended_at"}
+    return {names.get(key, key): value for key, value in values.items()}

@@ -13,7 +13,6 @@ from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport, Report
-from torchfab.transport.messages.doctor import ProbeAnswer
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
 ODD = " !"  # marks a value that differs from the most frequent one
@@ -222,11 +221,11 @@ def as_json(report: Report) -> dict[str, Any]:
     Returns
     -------
     dict
-        `ok`, `seconds`, `findings`, `nodes`.
+        `ok`, `duration_s`, `findings`, `nodes`.
     """
     return {
         "ok": not report.errors(),
-        "seconds": round(report.seconds, 3),
+        "duration_s": round(report.seconds, 3),
         "findings": [finding.as_json() for finding in report.findings],
         "nodes": [_node_as_json(node, report) for node in report.nodes],
     }
@@ -240,17 +239,11 @@ def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
         "ok": report.is_healthy(node.host),
         "error": node.error.message if node.error else None,
         "connect_s": node.connect_s,
-        "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
-        "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "facts": _parts_as_json(node.parts),
-        "way_to_node_0": _known(msgspec.to_builtins(node.connectivity)) if node.connectivity else {},
+        "clock_ahead_s": clock.ahead_s if clock else None,
+        "clock_within_s": clock.within_s if clock else None,
+        "facts": _known(msgspec.to_builtins(node.parts)),
+        "to_node_0": _known(msgspec.to_builtins(node.connectivity)) if node.connectivity else None,
     }
-
-
-def _parts_as_json(probe: ProbeAnswer) -> dict[str, Any]:
-    """Return the parts that a node reported, and `{"failed": reason}` for those that failed."""
-    parts = {name: value for name, value in _known(msgspec.to_builtins(probe)).items() if name != "failed"}
-    return {**parts, **{name: {"failed": reason} for name, reason in probe.failed.items()}}
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from torchfab.core import stall
 from torchfab.core.format import align_columns, duration, format_bytes, format_gib
 from torchfab.core.inventory import fold
@@ -307,13 +305,51 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"time": snapshot.time, "job": job, "nodes": [_node_as_json(view) for view in snapshot.views]}
 
 
+# The names of values in JSON, which tell their units.
+_HOST_NAMES = {
+    "time": "time",
+    "cpus": "cpus",
+    "load": "load",
+    "memory": "memory_bytes",
+    "memory_total": "memory_total_bytes",
+    "received": "received_bytes_s",
+    "sent": "sent_bytes_s",
+    "disk_read": "disk_read_bytes_s",
+    "disk_written": "disk_written_bytes_s",
+    "problem": "problem",
+}
+
+
 def _node_as_json(view: HostLoad) -> dict[str, Any]:
-    head = {"host": view.node.label, "error": view.error or None}
-    if view.error:
-        return head
-    if view.load is None:
-        return {**head, "gpus": []}
-    load = msgspec.to_builtins(view.load)
-    marks = [gpu_mark(gpu, job_runs_on(view)) for gpu in view.load.gpus]
-    gpus = [{**gpu, "mark": mark} for gpu, mark in zip(load["gpus"], marks, strict=True)]
-    return {**head, **{name: value for name, value in load.items() if name != "job"}, "gpus": gpus}
+    load = None if view.error else view.load
+    values = {name: getattr(load, field, None) for field, name in _HOST_NAMES.items()}
+    return {
+        "host": view.node.label,
+        "error": view.error or None,
+        **values,
+        "cpu_percent": None if load is None else 100 * load.cpu,
+        "gpus": [_gpu_as_json(gpu, job_runs_on(view)) for gpu in (load.gpus if load else ())],
+    }
+
+
+def _gpu_as_json(gpu: GpuLoad, runs: bool) -> dict[str, Any]:
+    return {
+        "index": gpu.index,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "sick": gpu.sick,
+        "mark": gpu_mark(gpu, runs),
+        "utilization_percent": gpu.utilization,
+        "power_w": gpu.power,
+        "power_limit_w": gpu.power_limit,
+        "memory_bytes": _bytes(gpu.memory),
+        "memory_total_bytes": _bytes(gpu.memory_total),
+        "temperature_c": gpu.temperature,
+        "processes": [
+            {"pid": each.pid, "name": each.name, "memory_bytes": _bytes(each.memory)} for each in gpu.processes
+        ],
+    }
+
+
+def _bytes(mib: float | None) -> float | None:
+    return None if mib is None else mib * 1024**2

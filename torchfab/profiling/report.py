@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from torchfab.core.errors import failed_as_json
 from torchfab.core.format import align_columns, plural
 from torchfab.profiling.model import JobProfile, RankTimes
 from torchfab.profiling.summary import Lateness, latest, shares
@@ -71,10 +72,16 @@ def as_json(job: str, path: str, seconds: float, profile: JobProfile, ranks: Seq
     return {
         "job": job,
         "path": path,
-        "seconds": seconds,
-        "clock_uncertainty_ms": profile.clock_s * 1e3,
+        "duration_s": seconds,
+        "clock_uncertainty_s": profile.clock_s,
         "ranks": [{**asdict(shares(each)), "host": hosts[each.rank]} for each in ranks],
-        "collectives": [asdict(each) for each in latest(ranks)],
+        "collectives": [_late_as_json(each) for each in latest(ranks)],
         "missing": [asdict(each) for each in profile.missing],
-        "failed": profile.failed,
+        "failed": failed_as_json(profile.failed),
     }
+
+
+def _late_as_json(each: Lateness) -> dict[str, Any]:
+    values = asdict(each)
+    length_ms, late_ms = values.pop("ms"), values.pop("late_ms")
+    return {**values, "duration_s": length_ms / 1e3, "late_s": late_ms / 1e3}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchfab.collectives.align import find_verdicts
 from torchfab.collectives.report import verdict_as_json
+from torchfab.core.errors import failed_as_json
 from torchfab.core.format import plural
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.log_lines import strip_controls
@@ -272,7 +273,7 @@ def as_json(name: str, dump: StackDump, exact: bool = False) -> dict[str, Any]:
         "groups": [_group_as_json(each) for each in found],
         "ranks": [_rank_as_json(node, each) for node in dump.nodes for each in node.ranks],
         "nodes": [{"host": node.node.label, "py_spy": node.py_spy, "rights": dict(node.rights)} for node in dump.nodes],
-        "unheard": {host: error.message for host, error in dump.unreachable.items()},
+        "failed": failed_as_json(dump.unreachable),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torchfab.core.errors import TorchfabError
+from torchfab.core.errors import TorchfabError, failed_as_json
 from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold
 from torchfab.core.lazy_dataclass import dataclass
@@ -103,7 +103,7 @@ def as_json(results: Sequence[SyncResult], failed: Mapping[str, TorchfabError], 
     dict
         As `fab sync --json` prints it.
     """
-    nodes = [
+    hosts = [
         {
             "host": result.node.label,
             "shared": result.shared,
@@ -116,5 +116,4 @@ def as_json(results: Sequence[SyncResult], failed: Mapping[str, TorchfabError], 
         }
         for result in results
     ]
-    errors = {host: {"error": error.message, "fix": error.fix} for host, error in failed.items()}
-    return {"files": files, "nodes": nodes, "failed": errors}
+    return {"files": files, "hosts": hosts, "failed": failed_as_json(failed)}

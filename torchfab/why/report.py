@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from torchfab.collectives.report import verdict_as_json
+from torchfab.core.errors import failed_as_json
 from torchfab.core.format import duration
 from torchfab.core.log_lines import strip_controls
 from torchfab.why.causes import Kind
@@ -161,12 +162,12 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "rivals": [_failure_as_json(each) for each in diagnosis.rivals],
         "bad_nodes": list(diagnosis.bad_nodes),
         "collectives": [verdict_as_json(each) for each in diagnosis.collectives],
-        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
+        "stragglers": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
         "notes": list(diagnosis.notes),
         "consequences": list(diagnosis.consequences),
         "other_ranks": list(diagnosis.others),
-        "moments": [vars(event) for event in diagnosis.timeline],
-        "could_not_be_asked": dict(diagnosis.unreachable),
+        "timeline": [vars(event) for event in diagnosis.timeline],
+        "failed": failed_as_json(diagnosis.unreachable),
     }
 
 
