@@ -74,7 +74,7 @@ def goals_text(store: Store, before: Store | None = None) -> str:
 
 
 def _version(store: Store) -> str:
-    return str(store.results[-1]["values"].get("versions", {}).get(OURS, "an earlier version")).removesuffix("-dirty")
+    return str(store.results[0]["values"].get("versions", {}).get(OURS, "an earlier version")).removesuffix("-dirty")
 
 
 def _compared(store: Store) -> list[tuple[str, str]]:
