@@ -201,7 +201,9 @@ class Fab:
 
     def folders(self) -> list[str]:
         """Return the job folders on the nodes."""
-        return sorted(str(path) for path in self.base.glob("**/jobs/*/node-*"))
+        # Not `Path.glob`, which fails if a folder is removed meanwhile.
+        found = (Path(folder, name) for folder, names, _ in os.walk(self.base) for name in names)
+        return sorted(str(path) for path in found if path.match("jobs/*/node-*"))
 
     def left(self) -> dict[str, object]:
         """Return what is left of any job, by kind; empty if nothing is."""
