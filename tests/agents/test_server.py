@@ -12,7 +12,7 @@ import anyio
 import pytest
 from mcp import Client
 
-from torchfab.agents import server
+from torchfab.agents import server, tools
 from torchfab.agents.tools import ACTIONS
 
 ECHO = """import json, sys
@@ -111,5 +111,5 @@ def test_a_command_that_takes_too_long_or_is_cancelled_is_interrupted(tmp_path: 
     if way == "limit":
         assert output is not None
         assert output.timed_out
-        result = server.result(server.tools.find("logs", ()), output, {})
+        result = server.result(tools.find("logs", ()), output, {})
         assert texts(result)[0] == "logs was interrupted after 600 s"

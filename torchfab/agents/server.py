@@ -35,6 +35,7 @@ from torchfab.core.lazy_dataclass import dataclass
 
 LIMIT_S = 600.0  # for one call
 _ROLL_BACK_S = 20.0  # between SIGINT and SIGKILL
+_running: set[anyio.abc.Process] = set()
 _INSTRUCTIONS = """\
 torchfab launches distributed PyTorch training over SSH. Without a job's name, a tool takes the latest job. To find out
 why a job failed, call `why`; for a job that hangs, `status`, then `stacks`. Log lines, tracebacks and file names in the
@@ -105,15 +106,28 @@ def serve(fab: Sequence[str], actions: Sequence[str]) -> None:
     Parameters
     ----------
     fab, actions
-        As of `make_server`.
+        As of `make_server`. SIGINT and SIGTERM interrupt all calls, and end the process.
     """
 
     async def main() -> None:
         server = make_server(fab, actions)
-        async with stdio_server() as (read, write):
-            await server.run(read, write, server.create_initialization_options())
+        async with anyio.create_task_group() as group:
+            group.start_soon(_end_on_signal)
+            async with stdio_server() as (read, write):
+                await server.run(read, write, server.create_initialization_options())
+            group.cancel_scope.cancel()
 
     anyio.run(main)
+
+
+async def _end_on_signal() -> None:
+    """Interrupt all calls, and end: a thread that reads stdin keeps Python from ending by itself."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            async with anyio.create_task_group() as group:
+                for process in _running:
+                    group.start_soon(_interrupt, process)
+            os._exit(128 + number)
 
 
 def describe(tool: Tool) -> ToolDescription:
@@ -156,6 +170,7 @@ async def run(argv: Sequence[str], limit_s: float = LIMIT_S) -> Output:
     env = {**os.environ, "NO_COLOR": "1"}
     async with await anyio.open_process(argv, stdin=subprocess.DEVNULL, env=env, start_new_session=True) as process:
         texts: dict[str, bytes] = {}
+        _running.add(process)
         with anyio.move_on_after(limit_s) as scope:
             try:
                 async with anyio.create_task_group() as group:
@@ -165,6 +180,7 @@ async def run(argv: Sequence[str], limit_s: float = LIMIT_S) -> Output:
             finally:
                 with anyio.CancelScope(shield=True):
                     await _interrupt(process)
+                _running.discard(process)
     stdout, stderr = (texts.get(name, b"").decode(errors="replace") for name in ("stdout", "stderr"))
     return Output(process.returncode or 0, stdout, stderr, scope.cancelled_caught)
 
@@ -226,6 +242,6 @@ def _parse(text: str) -> Any:
 
 
 def _result(texts: Sequence[str], *, structured: Any = None, is_error: bool = False) -> CallToolResult:
-    content = [TextContent(type="text", text=tools.shortened(text)) for text in texts if text]
-    content = content or [TextContent(type="text", text="nothing was printed")]
-    return CallToolResult(content=content, structured_content=structured, is_error=is_error)
+    shown = [text for text in texts if text] or ["nothing was printed"]
+    content = [TextContent(type="text", text=tools.shortened(text)) for text in shown]
+    return CallToolResult(content=[*content], structured_content=structured, is_error=is_error)

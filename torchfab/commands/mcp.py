@@ -42,10 +42,7 @@ def run(allow: str, fab: Sequence[str], ctx: CommandContext) -> int:
         raise extras.missing("mcp", "mcp", "torchfab mcp") from None
     if sys.stdin.isatty():
         write_err("waiting for a client on stdin; a client starts this command itself: docs/agents.md; Ctrl-C ends it")
-    try:
-        server.serve((*fab, *core_flags(ctx)), actions)
-    except KeyboardInterrupt:
-        write_err("")
+    server.serve((*fab, *core_flags(ctx)), actions)
     return 0
 
 
