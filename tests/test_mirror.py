@@ -41,6 +41,7 @@ SEVERAL = {
     "integration/test_hooks.py": "remote/job/after_hook",
     "integration/test_jobs.py": "commands/jobs commands/launch commands/logs commands/status",
     "integration/test_login_errors.py": "transport/ssh/agent",
+    "integration/test_mcp.py": "commands/mcp",
     "integration/test_network.py": "commands/network",
     "integration/test_profile.py": "commands/profile runtimes/tmux_profile",
     "integration/test_signal.py": "commands/checkpoint",

@@ -41,7 +41,7 @@ def test_the_package_takes_what_the_clone_pins() -> None:
 def test_without_extras_nothing_heavy_is_needed() -> None:
     names = {Requirement(each).name.lower() for each in PROJECT["dependencies"]}
     assert not names & {"torch", "transformers", "datasets", "kubernetes", "deepspeed", "numpy"}
-    assert sorted(EXTRAS) == ["deepspeed", "kubernetes", "otlp", "stacks", "train"]
+    assert sorted(EXTRAS) == ["deepspeed", "kubernetes", "mcp", "otlp", "stacks", "train"]
 
 
 def test_libraries_whose_private_parts_are_used_are_exact() -> None:

@@ -32,6 +32,7 @@ LAUNCHERS = tuple(
 PACKAGES = tuple(
     f"torchfab.{name}"
     for name in (
+        "agents",
         "api",
         "doctor.collect",
         "documents.hosts",

@@ -489,6 +489,19 @@ def completion(c: TaskContext, words: tuple[str, ...]) -> int:
     return run(words)
 
 
+# ---- other programs
+
+
+@plain_task(
+    allow=flag("", "Also offer the tools that change something: launch, stop, or launch,stop. [tools that only read]"),
+)
+def mcp(c: TaskContext, allow: str) -> int:
+    """Serve commands as tools for agents: the Model Context Protocol, on stdin and stdout."""
+    from torchfab.commands.mcp import run
+
+    return run(allow, _fab(c), _context(c))
+
+
 # ---- files of other launchers
 
 
